@@ -63,6 +63,7 @@ setup(
         "absl-py>=2.1",
         "jinja2>=3.1,<4",
         "numpy>=2.0",
+        "scipy>=1.14",
         "tqdm>=4.66",
         "packaging>=24",
     ],

@@ -1,8 +1,8 @@
 """python -m igpo_jax.compare --config=arithmetic.py --arms=grpo,resample,dapo,igpo,igpo_ref,full_hint --seeds=0..4
-       [--output=DIR] [--jobs=N] [--quick] [--config.key=value ...]
+       [--rl_seeds=N] [--output=DIR] [--jobs=N] [--quick] [--config.key=value ...]
 
 Compares arms, which are variants of the training method (igpo_jax/compare/arms.py). Runs one supervised stage for each seed,
-continues it with each arm, and writes comparison.html, comparison.md and comparison.json. These files contain the accuracies of
+continues it with each arm (--rl_seeds times, with different prompts and samples), and writes comparison.html, comparison.md and comparison.json. These files contain the accuracies of
 the arms, with confidence intervals, at equal numbers of prompts and at equal numbers of network evaluations. They also contain
 a verdict on each claim whose arms were all trained. Run the same command again to resume; finished runs are kept. --quick
 checks the whole process in a few minutes, with few iterations and, by default, with seeds 0..3.
@@ -26,7 +26,7 @@ from typing import Any
 from absl import flags
 
 from igpo_jax.cli import config_overrides, define_config, escape_controls, parse_flags, run_command
-from igpo_jax.compare.arms import ARMS, check_arms, check_comparison, parse_arms, parse_seeds
+from igpo_jax.compare.arms import ARMS, check_arms, check_comparison, parse_arms, parse_seeds, run_name
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
 from igpo_jax.runtime.checks import require
@@ -42,8 +42,9 @@ from igpo_jax.runtime.progress import progress
 
 CONFIG = define_config()
 ARM_NAMES = flags.DEFINE_string("arms", "grpo,resample,dapo,igpo,igpo_ref,full_hint", "Comma-separated, or all.")
-SEEDS = flags.DEFINE_string("seeds", None, "FIRST..LAST or a list; by default 0..4, with --quick 0..3.")
+SEEDS = flags.DEFINE_string("seeds", None, "Of supervised stages, FIRST..LAST or a list; by default 0..4, with --quick 0..3.")
 OUTPUT = flags.DEFINE_string("output", None, "The folder to write; by default runs/compare-CONFIG.")
+RL_SEEDS = flags.DEFINE_integer("rl_seeds", 1, "Runs of each arm from each supervised stage.", lower_bound=1)
 JOBS = flags.DEFINE_integer("jobs", 1, "Concurrent runs.", lower_bound=1)
 QUICK = flags.DEFINE_boolean("quick", False, "Few iterations and seeds.")
 
@@ -69,7 +70,7 @@ def main(_) -> None:
             require_links_inside(folder)
             check_comparison(folder / "overrides.json", {"config": file, "overrides": overrides}, config)
             train_all(folder, file, arms, seeds, overrides)
-            write_comparison(folder, compare_runs(folder, arms, seeds))
+            write_comparison(folder, compare_runs(folder, arms, seeds, RL_SEEDS.value))
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
     print(escape_controls((folder / "comparison.md").read_text()))
@@ -88,8 +89,9 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
         """Restricts the calling thread, and the processes that it starts, to some of the machine's CPU cores."""
         os.sched_setaffinity(0, shares.get())
 
-    supervised = [(seed, SUPERVISED) for seed in seeds] if CONFIG.value.sft.updates else []
-    stages = [supervised, [(seed, arm) for seed in seeds for arm in arms]]
+    supervised = [(seed, SUPERVISED, 0) for seed in seeds] if CONFIG.value.sft.updates else []
+    # With one RL seed of all stages, all arms can be compared; the further ones make the intervals narrower.
+    stages = [supervised, [(seed, arm, rl_seed) for rl_seed in range(RL_SEEDS.value) for seed in seeds for arm in arms]]
     pool = concurrent.futures.ThreadPoolExecutor(JOBS.value, initializer=take_share)
     running: set[subprocess.Popen] = set()
 
@@ -103,7 +105,7 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
     with interrupts.before_end(stop_runs), progress(sum(map(len, stages)), 0, "runs") as bar, pool:
         try:
             for stage in stages:
-                futures = [pool.submit(train, folder, file, seed, arm, overrides, running) for seed, arm in stage]
+                futures = [pool.submit(train, folder / f"seed-{seed}", file, *run, overrides, running) for seed, *run in stage]
                 for done in concurrent.futures.as_completed(futures):
                     done.result()
                     bar.update(1)
@@ -112,11 +114,12 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
             raise
 
 
-def train(folder: pathlib.Path, file: str, seed: int, arm: str, overrides: list[str], running: set) -> None:
-    """Trains one run in a separate process. `running` contains this process until it ends. If the run fails, raises a
-    RuntimeError that names the log file. Raises ValueError if the folder contains a run of this arm with other overrides."""
-    run = folder / f"seed-{seed}" / arm
-    own = {"rl.iterations": 0} if arm == SUPERVISED else ARMS[arm].overrides
+def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: list[str], running: set) -> None:
+    """Trains one run in a separate process. `folder`, seed-N, holds the runs from one supervised stage. `running` contains this
+    process until it ends. If the run fails, raises a RuntimeError that names the log file. Raises ValueError if the folder
+    contains a run of this arm with other overrides."""
+    run, seed = folder / run_name(arm, rl_seed), int(folder.name.removeprefix("seed-"))
+    own = {"rl.iterations": 0} if arm == SUPERVISED else ARMS[arm].overrides | ({"rl.seed": rl_seed} if rl_seed else {})
     require_same_identity(run.with_suffix(".json"), own, f"arm {arm}")
     if (run / "result.json").is_file():
         other = read_json(run / "result.json").get("seed", seed)

@@ -109,6 +109,11 @@ CLAIMS = (
 )
 
 
+def run_name(arm: str, rl_seed: int) -> str:
+    """Returns the name of a run's folder. The runs of an arm from the same supervised stage differ in their RL seed."""
+    return f"{arm}-{rl_seed}" if rl_seed else arm
+
+
 def parse_arms(names: str) -> list[str]:
     """Returns the names of the arms in a comma-separated list. The list "all" stands for all arms. Raises ValueError if the
     list is empty, or if a name is unknown or given twice."""
@@ -136,8 +141,9 @@ def parse_seeds(text: str) -> list[int]:
 
 def check_arms(config: ConfigDict, arms: list[str], overrides: list[str]) -> None:
     """Raises ValueError if the configuration of an arm is invalid, or if `overrides` contains a seed."""
-    if any(override.startswith("--config.seed") for override in overrides):
-        raise ValueError("--config.seed conflicts with --seeds")
+    for key, flag in ("--config.seed", "--seeds"), ("--config.rl.seed", "--rl_seeds"):
+        if any(override.startswith(key) for override in overrides):
+            raise ValueError(f"{key} conflicts with {flag}")
     for arm in arms:
         arm_config = config.copy_and_resolve_references()
         arm_config.update_from_flattened_dict(ARMS[arm].overrides)

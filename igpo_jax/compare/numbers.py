@@ -1,25 +1,25 @@
 """Results of a comparison of training methods: accuracies at equal budgets, paired differences, and verdicts on claims."""
 
 import dataclasses
+import itertools
 import math
 import pathlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim
+from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim, run_name
+from igpo_jax.compare.intervals import holm, mean_with_interval, p_value, stage_means, stages_to_decide
 from igpo_jax.run.metrics import read_log
 from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import read_json, wrap_read_errors
-from igpo_jax.runtime.statistics import RESAMPLES, resample_chunks
 
-DRAWN = 100_000_000  # random numbers of a bootstrap interval, a few seconds
-FEWEST_RESAMPLES = 200
 ALL_WRONG_METRIC = "groups/all_wrong_before"
 REACHED = 0.5  # accuracy for which the report gives the prompts and network evaluations that an arm needs
 RUN_KEYS = ("fingerprint", "data", "updates", "device", "platform", "python", "versions", "commit", "wall_seconds")
-Budget = Literal["prompts", "evaluations"]
+Budget = Literal["prompts", "evaluations", "seconds"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,7 @@ class RunNumbers:
 
     prompts: np.ndarray  # f64[k], prompts sampled until each evaluation
     evaluations: np.ndarray  # f64[k], rows processed by the network until each evaluation
+    seconds: np.ndarray  # f64[k], wall time of the RL stage until each evaluation, if all iterations took equally long
     correct: np.ndarray  # f64[k, problems], 1, 0, or NaN if there is no verdict
     rollouts: list[dict[str, Any]]  # rows of metrics.jsonl, one per rollout
     result: dict[str, Any]  # result.json
@@ -67,138 +68,201 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
     for verdict, row in zip(verdicts, correct, strict=True):
         judged = row.ndim == 1 and not np.isnan(row).all()
         require(judged, f"{folder / 'evaluations.jsonl'}: step {verdict['step']} has no verdicts")
-    return RunNumbers(prompts, evaluations, correct, rollouts, result)
+    steps = np.array([sum(row["step"] <= verdict["step"] for row in rollouts) for verdict in verdicts])
+    return RunNumbers(prompts, evaluations, seconds * steps / len(rollouts), correct, rollouts, result)
 
 
-def at_budget(runs: dict[str, list[RunNumbers]], budget: Budget) -> dict[str, np.ndarray]:
-    """Compares the arms at equal budgets. A budget is a number of prompts or of network evaluations. For each seed, the budget
-    is the total that the cheapest arm spends with this seed. Returns {arm: verdicts}. The verdicts, float [seeds, problems],
-    are those of the arm's last evaluation within the budget: 1 if a problem is solved, 0 if not, and NaN if there is no
-    verdict."""
-    least = [min(getattr(run, budget)[-1] for run in seed_runs) for seed_runs in zip(*runs.values(), strict=True)]
+Runs = list[list[RunNumbers]]  # runs of an arm, [stages][RL seeds]
 
-    def verdicts(run: RunNumbers, most: float) -> np.ndarray:
-        return run.correct[np.flatnonzero(getattr(run, budget) <= most)[-1]]
 
-    return {arm: np.array(list(map(verdicts, arm_runs, least))) for arm, arm_runs in runs.items()}
+def at_budget(runs: dict[str, Runs], budget: Budget) -> dict[str, np.ndarray]:
+    """Compares arms at equal budgets: equal numbers of prompts or of network evaluations, or equal seconds. For each stage and RL
+    seed, the budget is the total that the cheapest arm spends. Returns {arm: verdicts}. The verdicts, float [stages, RL seeds,
+    problems], are 1 if a problem is solved, 0 if not, and NaN if there is no verdict. Between two evaluations of an arm, they are
+    interpolated linearly, so that all arms are judged at exactly the same budget."""
+    least = _least(runs, budget)
+    return {
+        arm: np.array(
+            [
+                [verdicts_after(run, budget, most) for run, most in zip(*stage, strict=True)]
+                for stage in zip(of_arm, least, strict=True)
+            ]
+        )
+        for arm, of_arm in runs.items()
+    }
+
+
+def _least(runs: dict[str, Runs], budget: Budget) -> np.ndarray:
+    """Returns what the cheapest arm spends in all, float [stages, RL seeds]."""
+    spent = [[[getattr(run, budget)[-1] for run in stage] for stage in of_arm] for of_arm in runs.values()]
+    return np.min(np.array(spent, float), axis=0)
+
+
+def share_used(runs: dict[str, Runs], budget: Budget, arm: str) -> float:
+    """Returns the share of its own total that an arm spends within the budget of `at_budget`, as the mean over its runs."""
+    own = np.array([[getattr(run, budget)[-1] for run in stage] for stage in runs[arm]], float)
+    return float(np.mean(_least(runs, budget) / own))
+
+
+def verdicts_after(run: RunNumbers, budget: Budget, most: float) -> np.ndarray:
+    """Returns the verdicts on the problems, float [problems], when a run has spent `most`, see `at_budget`."""
+    spent = getattr(run, budget)
+    later = int(np.searchsorted(spent, most, side="right"))
+    if later in (0, len(spent)):
+        return run.correct[min(later, len(spent) - 1)]
+    weight = (most - spent[later - 1]) / (spent[later] - spent[later - 1])
+    return (1 - weight) * run.correct[later - 1] + weight * run.correct[later] if weight else run.correct[later - 1]
 
 
 def hardest_third(correct: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns a mask of the hardest third of the problems for each seed, bool [seeds, problems]. The hardest problems of a seed
-    are those that all arms together solved least often with the other seeds. The seed's own results are left out, so that a run
-    does not select the problems on which it is judged. They are used only if there is just one seed."""
-    mean = np.nanmean(list(correct.values()), axis=0)
-    seeds, problems = mean.shape
+    """Returns a mask of the hardest third of the problems for each stage, bool [stages, problems]. The hardest problems of a stage
+    are those that all arms together solved least often with the other stages. The stage's own results are left out, so that a run
+    does not select the problems on which it is judged. They are used only if there is just one stage."""
+    mean = np.nanmean([of_arm.mean(axis=1) for of_arm in correct.values()], axis=0)
+    stages, problems = mean.shape
     hard = np.zeros(mean.shape, bool)
-    for seed in range(seeds):
-        others = mean if seeds == 1 else np.delete(mean, seed, axis=0)
-        hard[seed, np.argsort(np.nanmean(others, axis=0), kind="stable")[: max(1, problems // 3)]] = True
+    for stage in range(stages):
+        others = mean if stages == 1 else np.delete(mean, stage, axis=0)
+        hard[stage, np.argsort(np.nanmean(others, axis=0), kind="stable")[: max(1, problems // 3)]] = True
     return hard
 
 
-def mean_with_interval(values: np.ndarray, counted: np.ndarray | None = None) -> dict[str, Any]:
-    """Returns the mean of `values`, float [seeds, problems], and its 95% confidence interval from a bootstrap over seeds and
-    problems. Each resample uses the same problems for all seeds. `counted`, bool [seeds, problems], selects the values to
-    average; by default, all values are averaged. NaN means that there is no verdict, and is ignored. With more than
-    `DRAWN` / `RESAMPLES` problems, there are fewer resamples, so that the time stays limited."""
-    known = ~np.isnan(values)
-    values, counted = np.where(known, values, 0.0), known if counted is None else known & counted
-    if not counted.any():
-        return {"mean": math.nan, "interval95": [math.nan, math.nan]}  # nothing is known, and a claim is undecided
-    rng, (seeds, problems) = np.random.default_rng(0), values.shape
-    resamples = max(FEWEST_RESAMPLES, min(RESAMPLES, DRAWN // problems))
-    seed_counts = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples)
-    means, begin = np.zeros(resamples), 0
-    for size in resample_chunks(problems, resamples):
-        drawn = seed_counts[begin : begin + size]
-        problem_counts = rng.multinomial(problems, np.full(problems, 1 / problems), size)
-        number = np.maximum(((drawn @ counted) * problem_counts).sum(axis=1), 1)
-        means[begin : begin + size] = ((drawn @ (values * counted)) * problem_counts).sum(axis=1) / number
-        begin += size
-    low, high = np.quantile(means, [0.025, 0.975])
-    return {"mean": float(values[counted].mean()), "interval95": [float(low), float(high)]}
-
-
-def judge(claim: Claim, runs: dict[str, list[RunNumbers]], correct: dict[str, np.ndarray], hard: np.ndarray) -> dict[str, Any]:
-    """Judges a claim by the 95% confidence interval of the paired difference between its arms. Returns a dict with the claim,
-    the difference and the verdict. The verdict is "held" if the whole interval is above the claim's margin, "not held" if the
-    whole interval is below the margin, and otherwise "undecided".
+def judge(claim: Claim, runs: dict[str, Runs], hard: np.ndarray) -> dict[str, Any]:
+    """Judges a claim by the 95 % confidence interval of the difference between its arms, which is paired by stage. The arms are
+    compared after equal numbers of network evaluations, the largest number that both reach. Returns a dict with the claim, the
+    difference and the verdict. The verdict is "held" if the whole interval is above the claim's margin, "not held" if the whole
+    interval is below the margin, and otherwise "undecided". An interval without width decides nothing.
 
     A claim may be about the share of all-wrong groups, which are groups without a correct completion. In this case, the shares
-    of two arms are paired by iteration, because arms without dynamic sampling see the same prompts in the same iterations."""
+    of two arms are averaged over all iterations."""
+    margin = claim.margin / 100
 
-    def all_wrong(arm: str) -> np.ndarray:  # [seeds, iterations]
-        return np.array([[row[ALL_WRONG_METRIC] for row in run.rollouts] for run in runs[arm]])
-
-    def difference(worse: str) -> dict[str, Any]:
+    def differences(worse: str) -> np.ndarray:
         if claim.measure == ALL_WRONG:
-            return mean_with_interval(all_wrong(worse) - all_wrong(claim.better))
-        counted = hard if claim.measure == HARD else None
-        return mean_with_interval(correct[claim.better].astype(float) - correct[worse], counted)
+            shares = [np.array([[_all_wrong(run) for run in stage] for stage in runs[arm]]) for arm in (worse, claim.better)]
+            return stage_means(shares[0][..., None]) - stage_means(shares[1][..., None])
+        correct = at_budget({arm: runs[arm] for arm in (claim.better, worse)}, "evaluations")
+        return stage_means(correct[claim.better] - correct[worse], hard if claim.measure == HARD else None)
 
     # The strongest of the arms in `claim.worse` is the one with the smallest difference. One that is not known could be it.
-    differences = ((arm, difference(arm)) for arm in claim.worse)
-    worse, found = min(differences, key=lambda pair: (not math.isnan(pair[1]["mean"]), pair[1]["mean"]))
-    low, high = found["interval95"]
-    margin = claim.margin / 100
-    verdict = "held" if low > margin else "not held" if high <= margin else "undecided"
-    return dataclasses.asdict(claim) | found | {"against": worse, "verdict": verdict}
+    found = {arm: differences(arm) for arm in claim.worse}
+    worse = min(found, key=lambda arm: -math.inf if np.isnan(found[arm]).all() else float(np.nanmean(found[arm])))
+    interval, p = mean_with_interval(found[worse]), p_value(found[worse], margin)
+    low, high = interval["interval95"] or (-math.inf, math.inf)
+    decided = p is not None and not low <= margin <= high
+    pair = {arm: runs[arm] for arm in (claim.better, worse)}
+    return (
+        dataclasses.asdict(claim)
+        | interval
+        | {
+            "against": worse,
+            "verdict": "undecided" if not decided else "held" if low > margin else "not held",
+            "p_value": p,
+            "of_each_stage": [None if math.isnan(value) else float(value) for value in found[worse]],
+            "stages_to_decide": None if decided else stages_to_decide(found[worse], margin),
+            "budget_used": None
+            if claim.measure == ALL_WRONG
+            else [share_used(pair, "evaluations", arm) for arm in (claim.better, worse)],
+        }
+    )
 
 
-def arm_numbers(
-    arm: str, runs: list[RunNumbers], by_evaluations: np.ndarray, by_prompts: np.ndarray, hard: np.ndarray
-) -> dict[str, Any]:
-    """Returns the results of one arm for comparison.json. `by_evaluations` holds the verdicts on the problems if all arms get
-    the same number of network evaluations, and `by_prompts` holds the verdicts if all arms get the same number of prompts. Both
-    are float [seeds, problems]. `hard`, bool [seeds, problems], marks the hardest third of the problems."""
+def _all_wrong(run: RunNumbers) -> float:
+    shares = [row[ALL_WRONG_METRIC] for row in run.rollouts if not math.isnan(row[ALL_WRONG_METRIC])]
+    return float(np.mean(shares)) if shares else math.nan
+
+
+def judged(claims: Sequence[Claim], runs: dict[str, Runs], hard: np.ndarray) -> list[dict[str, Any]]:
+    """Judges claims, and adds to each its p-value after Holm's correction for the number of claims, `p_corrected`."""
+    found = [judge(claim, runs, hard) for claim in claims]
+    corrected = holm([each["p_value"] for each in found])
+    return [each | {"p_corrected": p} for each, p in zip(found, corrected, strict=True)]
+
+
+def same_verdicts(runs: dict[str, Runs]) -> list[list[str]]:
+    """Returns the pairs of arms that cannot be told apart, because their verdicts are equal in all evaluations of all runs."""
+    correct = {arm: [run.correct for stage in of_arm for run in stage] for arm, of_arm in runs.items()}
+
+    def equal(one: str, other: str) -> bool:
+        return all(
+            a.shape == b.shape and np.array_equal(a, b, equal_nan=True)
+            for a, b in zip(correct[one], correct[other], strict=True)
+        )
+
+    return [[one, other] for one, other in itertools.combinations(runs, 2) if equal(one, other)]
+
+
+def arm_numbers(arm: str, runs: dict[str, Runs], hard: np.ndarray) -> dict[str, Any]:
+    """Returns the results of one of several arms for comparison.json. `hard`, bool [stages, problems], marks the hardest third of the
+    problems."""
+    own = [run for stage in runs[arm] for run in stage]
 
     def mean_of(name: str, part: slice = slice(None)) -> float | None:
-        values = [row[name] for run in runs for row in run.rollouts[part] if row.get(name) is not None]
+        values = [row[name] for run in own for row in run.rollouts[part] if row.get(name) is not None]
         known = [value for value in values if not math.isnan(value)]
         return float(np.mean(known)) if known else None
 
     def cost(budget: Budget) -> float | None:
         """Returns the number of prompts or network evaluations that the arm spends until its accuracy reaches `REACHED`, as the
-        median over seeds. Returns None if more than half of the seeds never reach this accuracy."""
-        reached = [getattr(run, budget)[np.nanmean(run.correct, axis=1) >= REACHED] for run in runs]
+        median over runs. Returns None if more than half of the runs never reach this accuracy."""
+        reached = [getattr(run, budget)[np.nanmean(run.correct, axis=1) >= REACHED] for run in own]
         costs = sorted(spent[0] if len(spent) else np.inf for spent in reached)
-        median = costs[(len(runs) - 1) // 2]
+        median = costs[(len(own) - 1) // 2]
         return float(median) if np.isfinite(median) else None
 
+    by_evaluations = at_budget(runs, "evaluations")[arm]
     return {
         "arm": arm,
         "title": ARMS[arm].title,
-        "equal_evaluations": mean_with_interval(by_evaluations),
-        "equal_prompts": mean_with_interval(by_prompts),
-        "hardest_third": mean_with_interval(by_evaluations, hard),
-        "of_each_seed": np.nanmean(by_evaluations, axis=1).tolist(),
+        "equal_evaluations": _accuracy(by_evaluations),
+        "equal_prompts": _accuracy(at_budget(runs, "prompts")[arm]),
+        "equal_seconds": _accuracy(at_budget(runs, "seconds")[arm]),
+        "budget_used": share_used(runs, "evaluations", arm),
+        "hardest_third": _accuracy(by_evaluations, hard),
+        "of_each_run": np.nanmean(by_evaluations, axis=2).tolist(),
         "all_wrong": [mean_of(ALL_WRONG_METRIC, part) for part in (slice(EDGE_ROLLOUTS), slice(-EDGE_ROLLOUTS, None))],
-        "rescue_rate": rescue_rate([row for run in runs for row in run.rollouts]),
+        "rescue_rate": rescue_rate([row for run in own for row in run.rollouts]),
         "swapped_in": mean_of("hint/replaced"),
         "distinct": mean_of("groups/distinct"),
         "prompts_to_reach": cost("prompts"),
         "evaluations_to_reach": cost("evaluations"),
-        "rl_seconds": float(np.mean([run.result["wall_seconds"]["rl"] for run in runs])),
+        "rl_seconds": float(np.mean([run.result["wall_seconds"]["rl"] for run in own])),
     }
 
 
-def compare_runs(folder: pathlib.Path, arms: list[str], seeds: list[int]) -> dict[str, Any]:
-    """Returns the contents of comparison.json. Raises ValueError if a run is not finished, or if its files cannot be read."""
-    runs = {arm: [read_run_numbers(folder / f"seed-{seed}" / arm) for seed in seeds] for arm in arms}
+def _accuracy(correct: np.ndarray, counted: np.ndarray | None = None) -> dict[str, Any]:
+    found = mean_with_interval(stage_means(correct, counted))
+    return found | {"interval95": found["interval95"] and np.clip(found["interval95"], 0, 1).tolist()}
+
+
+def compare_runs(folder: pathlib.Path, arms: list[str], seeds: list[int], rl_seeds: int = 1) -> dict[str, Any]:
+    """Returns the contents of comparison.json. For each arm and each seed of the supervised stage, there are `rl_seeds` runs. Raises
+    ValueError if a run is not finished, or if its files cannot be read."""
+
+    def of_stage(seed: int, arm: str) -> list[RunNumbers]:
+        return [read_run_numbers(folder / f"seed-{seed}" / run_name(arm, rl_seed)) for rl_seed in range(rl_seeds)]
+
+    runs = {arm: [of_stage(seed, arm) for seed in seeds] for arm in arms}
     with wrap_read_errors(folder):
-        by_evaluations, by_prompts = at_budget(runs, "evaluations"), at_budget(runs, "prompts")
-        hard = hardest_third(by_prompts)
+        hard = hardest_third(at_budget(runs, "prompts"))
         decidable = [claim for claim in CLAIMS if {claim.better, *claim.worse} <= set(arms)]
+        every = [
+            (arm, seed, n, run)
+            for arm in arms
+            for seed, stage in zip(seeds, runs[arm], strict=True)
+            for n, run in enumerate(stage)
+        ]
         return {
             "seeds": seeds,
+            "rl_seeds": rl_seeds,
             "problems": int(hard.shape[1]),
-            "arms": [arm_numbers(arm, runs[arm], by_evaluations[arm], by_prompts[arm], hard) for arm in runs],
-            "claims": [judge(claim, runs, by_evaluations, hard) for claim in decidable],
-            "curves": {arm: [_curves(run) for run in arm_runs] for arm, arm_runs in runs.items()},
+            "arms": [arm_numbers(arm, runs, hard) for arm in runs],
+            "claims": judged(decidable, runs, hard),
+            "same_verdicts": same_verdicts(runs),
+            "curves": {arm: [_curves(run) for stage in of_arm for run in stage] for arm, of_arm in runs.items()},
             "runs": [
-                {"arm": arm, "seed": seed} | {key: run.result.get(key) for key in RUN_KEYS}
-                for arm, arm_runs in runs.items()
-                for seed, run in zip(seeds, arm_runs, strict=True)
+                {"arm": arm, "seed": seed, "rl_seed": n} | {key: run.result.get(key) for key in RUN_KEYS}
+                for arm, seed, n, run in every
             ],
         }
 

@@ -87,11 +87,13 @@ def table(found: dict[str, Any]) -> list[list[str]]:
     """Returns the results of a comparison as a table, which is a list of rows of text. The first row is the header. Each of the
     other rows belongs to one arm."""
     reach = f"{REACHED:.0%}"
-    header = ["arm", "accuracy at equal evaluations", "at equal prompts", "hardest third", "all wrong before hints", "rescued",
-              "swapped in", "distinct", f"prompts to {reach}", f"evaluations to {reach}", "RL seconds"]  # fmt: skip
+    header = ["arm", "accuracy at equal evaluations", "at equal prompts", "at equal wall time", "hardest third", "budget used",
+              "all wrong before hints", "rescued", "swapped in", "distinct", f"prompts to {reach}", f"evaluations to {reach}",
+              "RL seconds"]  # fmt: skip
     rows = [header]
     for arm in found["arms"]:
-        accuracies = [_with_interval(arm[key]) for key in ("equal_evaluations", "equal_prompts", "hardest_third")]
+        keys = ("equal_evaluations", "equal_prompts", "equal_seconds", "hardest_third")
+        accuracies = [*(_with_interval(arm[key]) for key in keys), f"{arm['budget_used']:.0%}"]
         all_wrong = " → ".join(map(_percent, arm["all_wrong"]))
         swapped_in = "–" if arm["swapped_in"] is None else f"{arm['swapped_in']:.2f}"
         costs = ["–" if arm[key] is None else _short(arm[key]) for key in ("prompts_to_reach", "evaluations_to_reach")]
@@ -101,24 +103,39 @@ def table(found: dict[str, Any]) -> list[list[str]]:
 
 
 def verdict_table(found: dict[str, Any]) -> list[list[str]]:
-    rows = [["claim", "verdict", "difference in points (95 %)", "against"]]
+    rows = [["claim", "verdict", "difference in points (95 %)", "against", "p, corrected", "budget used", "stages to decide"]]
     for claim in found["claims"]:
-        low, high = (100 * value for value in claim["interval95"])
-        difference = f"{100 * claim['mean']:+.1f} ({low:+.1f} to {high:+.1f})"
-        rows.append([claim["text"], claim["verdict"], difference, claim["against"]])
+        used = "–" if claim["budget_used"] is None else " / ".join(f"{share:.0%}" for share in claim["budget_used"])
+        more = "–" if claim["stages_to_decide"] is None else f"{claim['stages_to_decide']}"
+        corrected = "–" if claim["p_corrected"] is None else f"{claim['p_corrected']:.2g}"
+        rows.append([claim["text"], claim["verdict"], _difference(claim), claim["against"], corrected, used, more])
     return rows
 
 
+def _difference(claim: dict[str, Any]) -> str:
+    if claim["mean"] is None:
+        return "–"
+    bounds = "–" if claim["interval95"] is None else " to ".join(f"{100 * value:+.1f}" for value in claim["interval95"])
+    return f"{100 * claim['mean']:+.1f} ({bounds})"
+
+
 def note(found: dict[str, Any]) -> str:
-    run = found["runs"][0]
+    run, claims = found["runs"][0], len(found["claims"])
     versions = ", ".join(f"{name} {run['versions'][name]}" for name in ("igpo_jax", "jax"))
     commits = ", ".join(f"commit {commit}" for commit in dict.fromkeys(run["commit"] for run in found["runs"]))
-    others = "from the other seeds" if len(found["seeds"]) > 1 else "from the same seed"
+    others = "from the other stages" if len(found["seeds"]) > 1 else "from the same stage"
+    same = "".join(
+        f" {one} and {other} gave the same verdicts in all evaluations, so this comparison cannot tell them apart."
+        for one, other in found["same_verdicts"]
+    )
     return (
-        f"{len(found['seeds'])} seeds ({', '.join(map(str, found['seeds']))}), {found['problems']} held-out problems, greedy "
-        "decoding; percent with 95 % intervals of a bootstrap over seeds and problems. For each seed, the cheapest arm sets the"
-        " budget; the other arms are judged by their last evaluation within it. For each seed, the hardest third of the "
-        f"problems is determined {others}."
+        f"{len(found['seeds'])} supervised stages (seeds {', '.join(map(str, found['seeds']))}), {found['rl_seeds']} RL runs of "
+        f"each arm from each; {found['problems']} held-out problems, greedy decoding; percent with 95 % intervals of Student's "
+        "t over the means of the stages. Arms are judged when they have spent equally much: in the table of arms, what the "
+        "cheapest arm spends in all; for a claim, the most that both of its arms spend. Verdicts are interpolated between two "
+        f"evaluations. {claims} claims are judged on this page; a claim whose p-value, corrected for their number (Holm), "
+        "is above 0.05 is exploratory, even if its own interval decides it. An undecided claim would take about the given number "
+        f"of stages. For each stage, the hardest third of the problems is determined {others}.{same}"
         f" {run['device']}, {versions}, {commits}."
     )
 
@@ -177,5 +194,5 @@ def _percent(share: float | None) -> str:
 
 
 def _with_interval(value: dict[str, Any]) -> str:
-    low, high = value["interval95"]
-    return f"{_percent(value['mean'])} ({_percent(low)} to {_percent(high)})"
+    low, high = value["interval95"] or (None, None)
+    return f"{_percent(value['mean'])} ({_percent(low)} to {_percent(high)})" if low is not None else _percent(value["mean"])

@@ -51,54 +51,88 @@ def folder(tmp_path):
 SEEDS = [0, 1, 2]
 
 
-def test_arms_are_compared_at_what_the_cheapest_had_spent(folder):
-    runs = {
-        arm: [numbers.read_run_numbers(folder / f"seed-{seed}" / arm) for seed in SEEDS] for arm in ("grpo", "igpo", "dapo")
-    }
-    assert runs["igpo"][0].evaluations.tolist() == [0, 400, 800, 1200] and runs["dapo"][0].prompts.tolist() == [0, 32, 64, 96]
+def stages(folder, *arms):
+    return {arm: [[numbers.read_run_numbers(folder / f"seed-{seed}" / arm)] for seed in SEEDS] for arm in arms}
+
+
+def test_arms_are_compared_at_what_the_cheapest_spends(folder):
+    runs = stages(folder, "grpo", "igpo", "dapo")
+    igpo, dapo = runs["igpo"][0][0], runs["dapo"][0][0]
+    assert igpo.evaluations.tolist() == [0, 400, 800, 1200] and dapo.prompts.tolist() == [0, 32, 64, 96]
+    assert igpo.seconds.tolist() == pytest.approx([0, 2 / 3, 4 / 3, 2])
     by_evaluations, by_prompts = (numbers.at_budget(runs, budget) for budget in ("evaluations", "prompts"))
+    for seed in range(3):
+        grpo, igpo, dapo = (runs[arm][seed][0].correct for arm in ("grpo", "igpo", "dapo"))
+        # GRPO ends at 600 rows, in the middle between the second and the third evaluation of IGPO; at 48 prompts.
+        np.testing.assert_array_equal(by_evaluations["grpo"][seed, 0], grpo[3])
+        np.testing.assert_allclose(by_evaluations["igpo"][seed, 0], (igpo[1] + igpo[2]) / 2)
+        np.testing.assert_array_equal(by_evaluations["dapo"][seed, 0], dapo[2])
+        np.testing.assert_array_equal(by_prompts["igpo"][seed, 0], igpo[3])
+        np.testing.assert_allclose(by_prompts["dapo"][seed, 0], (dapo[1] + dapo[2]) / 2)
+    assert numbers.share_used(runs, "evaluations", "igpo") == 0.5
+
+
+def test_a_claim_has_the_largest_budget_that_its_own_arms_reach(folder):
+    """A cheaper third arm changes nothing."""
+    alone, together = stages(folder, "igpo", "dapo"), stages(folder, "grpo", "igpo", "dapo")
+    claim, hard = Claim("", "igpo", ("dapo",)), np.ones((3, PROBLEMS), bool)
+    found = numbers.judge(claim, together, hard)
+    assert found == numbers.judge(claim, alone, hard) and found["budget_used"] == [0.75, 1.0]
+    means = [np.nanmean(numbers.at_budget(alone, "evaluations")[arm]) for arm in ("igpo", "dapo")]
+    assert found["mean"] == pytest.approx(means[0] - means[1])
+
+
+def test_runs_of_a_stage_are_one_value(folder):
+    """Twice the same runs give the same interval: the stage is the unit."""
     for seed in SEEDS:
-        # GRPO ends at 600 rows: IGPO has made 3 rollouts, its last evaluation followed the second. 48 prompts: DAPO's third.
-        assert (by_evaluations["grpo"][seed] == runs["grpo"][seed].correct[3]).all()
-        assert (by_evaluations["igpo"][seed] == runs["igpo"][seed].correct[1]).all()
-        assert (by_evaluations["dapo"][seed] == runs["dapo"][seed].correct[2]).all()
-        assert (by_prompts["igpo"][seed] == runs["igpo"][seed].correct[3]).all()
-        assert (by_prompts["dapo"][seed] == runs["dapo"][seed].correct[1]).all()
+        for arm in ("grpo", "igpo"):
+            shutil.copytree(folder / f"seed-{seed}" / arm, folder / f"seed-{seed}" / f"{arm}-1")
+    once, twice = (numbers.compare_runs(folder, ["grpo", "igpo"], SEEDS, rl_seeds) for rl_seeds in (1, 2))
+    assert once["claims"] == twice["claims"] and len(twice["runs"]) == 12 and len(twice["curves"]["igpo"]) == 6
+    assert [arm["equal_evaluations"] for arm in once["arms"]] == [arm["equal_evaluations"] for arm in twice["arms"]]
+    assert np.shape(twice["arms"][0]["of_each_run"]) == (3, 2)
+
+
+def test_arms_with_the_same_verdicts_are_named(folder):
+    for seed in SEEDS:
+        shutil.copytree(folder / f"seed-{seed}" / "grpo", folder / f"seed-{seed}" / "grpo_position_first")
+    found = numbers.compare_runs(folder, ["grpo", "igpo", "grpo_position_first"], SEEDS)
+    assert found["same_verdicts"] == [["grpo", "grpo_position_first"]]
+    claim = next(claim for claim in found["claims"] if claim["better"] == "grpo_position_first")
+    assert (claim["verdict"], claim["p_value"], claim["p_corrected"], claim["stages_to_decide"]) == (
+        "undecided",
+        None,
+        None,
+        None,
+    )
+    assert "grpo and grpo_position_first gave the same verdicts" in page.note(found)
 
 
 def test_the_hardest_third_is_chosen_by_the_other_seeds():
     correct = np.zeros((3, 9), bool)
     correct[:, :6] = True
     correct[0] = ~correct[0]  # only the first seed finds the others hard, and its vote does not count for itself
-    hard = numbers.hardest_third({"one": correct})
+    hard = numbers.hardest_third({"one": correct[:, None]})
     assert hard.sum(axis=1).tolist() == [3, 3, 3]
     assert hard[0].tolist() == [False] * 6 + [True] * 3
-    assert numbers.hardest_third({"one": correct[:1]})[0].tolist() == [True] * 3 + [False] * 6
+    assert numbers.hardest_third({"one": correct[:1, None]})[0].tolist() == [True] * 3 + [False] * 6
 
 
-@pytest.mark.slow
-def test_intervals_hold_the_truth_as_often_as_they_say():
-    """Simulates effects of seeds and of problems. Three seeds are too few for the full 95 % coverage."""
-    draw, held = np.random.default_rng(0), []
-    for _ in range(60):
-        values = draw.normal(0, 0.05, (8, 1)) + draw.normal(0, 0.3, (1, 80)) + draw.normal(0, 0.3, (8, 80))
-        low, high = numbers.mean_with_interval(values)["interval95"]
-        held.append(low <= 0 <= high)
-    assert 0.85 <= np.mean(held) <= 1
-
-
-def test_an_interval_counts_what_is_counted():
-    values, counted = np.array([[1.0, 0, 5], [1, 0, 7]]), np.array([[True, True, False]] * 2)
-    found = numbers.mean_with_interval(values, counted)
-    assert found["mean"] == 0.5 and 0 <= found["interval95"][0] <= found["interval95"][1] <= 1
+def runs_of(**correct):
+    """Returns runs with one evaluation each. `correct` maps arms to verdicts, [stages, problems]."""
+    return {
+        arm: [[numbers.RunNumbers(*np.ones((3, 1)), np.array([row], float), [], {})] for row in rows]
+        for arm, rows in correct.items()
+    }
 
 
 def test_problems_without_a_verdict_do_not_count():
     """NaN is no verdict."""
-    better, worse = np.array([[1, np.nan, 1, 0]]), np.array([[0, 1, np.nan, 0]])
-    found = numbers.judge(Claim("", "igpo", ("grpo",)), {}, {"igpo": better, "grpo": worse}, np.ones((1, 4), bool))
-    assert found["mean"] == 0.5
-    assert numbers.hardest_third({"igpo": better, "grpo": worse}).tolist() == [[False, False, False, True]]
+    better, worse = [[1, np.nan, 1, 0]] * 2, [[0, 1, np.nan, 0]] * 2
+    runs = runs_of(igpo=better, grpo=worse)
+    assert numbers.judge(Claim("", "igpo", ("grpo",)), runs, np.ones((2, 4), bool))["mean"] == 0.5
+    one = numbers.at_budget(runs_of(igpo=better[:1], grpo=worse[:1]), "prompts")
+    assert numbers.hardest_third(one).tolist() == [[False, False, False, True]]
 
 
 def test_verdicts_that_are_missing_are_read(folder):
@@ -113,29 +147,42 @@ def test_verdicts_that_are_missing_are_read(folder):
 
 
 @pytest.mark.parametrize("difference, verdict", [(0.5, "held"), (-0.5, "not held"), (0.0, "undecided")])
-def test_verdicts(difference, verdict, folder):
+def test_verdicts(difference, verdict):
     draw = np.random.default_rng(1)
     worse = draw.uniform(size=(3, 200)) < 0.5
     better = draw.uniform(size=(3, 200)) < 0.5 + difference
-    found = numbers.judge(Claim("", "igpo", ("grpo",)), {}, {"igpo": better, "grpo": worse}, np.ones((3, 200), bool))
+    found = numbers.judge(Claim("", "igpo", ("grpo",)), runs_of(igpo=better, grpo=worse), np.ones((3, 200), bool))
     assert found["verdict"] == verdict and found["mean"] == pytest.approx(better.mean() - worse.mean())
+    assert (found["stages_to_decide"] is None) == (verdict != "undecided")
+
+
+def test_one_stage_and_equal_differences_decide_nothing():
+    claim, hard = Claim("", "igpo", ("grpo",)), np.ones((3, 10), bool)
+    for number in (1, 3):
+        found = numbers.judge(claim, runs_of(igpo=[[1] * 10] * number, grpo=[[0] * 10] * number), hard[:number])
+        assert (found["verdict"], found["mean"], found["p_value"]) == ("undecided", 1.0, None)
 
 
 def test_of_several_arms_the_best_counts_and_the_margin_is_in_points():
-    better, low, high = (np.arange(200) < number for number in (120, 20, 100))
-    correct = {"igpo": better[None], "resample": low[None], "dapo": high[None]}
-    judged = [
-        numbers.judge(Claim("", "igpo", ("resample", "dapo"), HARD, margin), {}, correct, np.ones((1, 200), bool))
+    draw = np.random.default_rng(0)
+    better, low, high = (draw.uniform(size=(4, 500)) < share for share in (0.6, 0.1, 0.5))
+    found = [
+        numbers.judge(
+            Claim("", "igpo", ("resample", "dapo"), HARD, margin),
+            runs_of(igpo=better, resample=low, dapo=high),
+            np.ones((4, 500), bool),
+        )
         for margin in (0.0, 30.0)
     ]
-    assert [one["against"] for one in judged] == ["dapo", "dapo"]
-    assert [one["verdict"] for one in judged] == ["held", "not held"]
+    assert [one["against"] for one in found] == ["dapo", "dapo"]
+    assert [one["verdict"] for one in found] == ["held", "not held"]
 
 
 def test_fewer_groups_that_are_all_wrong_are_better(folder):
-    runs = {arm: [numbers.read_run_numbers(folder / f"seed-{seed}" / arm) for seed in SEEDS] for arm in ("grpo", "igpo")}
-    found = numbers.judge(Claim("", "igpo", ("grpo",), ALL_WRONG), runs, {}, np.ones((3, 1), bool))
-    assert found["mean"] == pytest.approx(0.5) and found["verdict"] == "held"
+    file = folder / "seed-0" / "igpo" / "metrics.jsonl"
+    file.write_text(file.read_text().replace('before": 0.25', 'before": 0.2'))
+    found = numbers.judge(Claim("", "igpo", ("grpo",), ALL_WRONG), stages(folder, "grpo", "igpo"), np.ones((3, 1), bool))
+    assert found["mean"] == pytest.approx(0.5 + 0.05 / 3) and found["verdict"] == "held" and found["budget_used"] is None
 
 
 def test_the_report_has_everything_and_loads_nothing(folder):
@@ -220,6 +267,8 @@ def test_every_arm_can_be_trained_with_the_configuration_of_the_readme():
         check_arms(config, ["igpo"], [])
     with pytest.raises(ValueError, match="--config.seed"):
         check_arms(config, ["igpo"], ["--config.seed=3"])
+    with pytest.raises(ValueError, match="--config.rl.seed conflicts with --rl_seeds"):
+        check_arms(config, ["igpo"], ["--config.rl.seed=3"])
 
 
 @pytest.mark.slow
@@ -230,7 +279,15 @@ def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
     sizes |= {"model.width": 16, "model.layers": 1, "model.mlp_width": 16, "rl.group_size": 4, "rl.checkpoint_every": 1}
     sizes |= {"sampler.steps": 6, "evaluation.steps": 6}
     flags = [f"--config.{key}={value}" for key, value in sizes.items()]
-    command = ["compare", "--config=arithmetic.py", "--arms=grpo,igpo", "--seeds=0", f"--output={tmp_path}", *flags]
+    command = [
+        "compare",
+        "--config=arithmetic.py",
+        "--arms=grpo,igpo",
+        "--seeds=0",
+        "--rl_seeds=2",
+        f"--output={tmp_path}",
+        *flags,
+    ]
     runs, one_device = tmp_path / "seed-0", os.environ | {"XLA_FLAGS": commands.QUICK}
     begun = commands.start(*command, stdout=tmp_path / "begun.log", env=one_device)
     while begun.poll() is None and not (runs / "supervised" / "config.json").is_file():
@@ -249,6 +306,8 @@ def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
     logs = [(runs / arm / "metrics.jsonl").read_text() for arm in ("supervised", "grpo", "igpo")]
     losses = [[line for line in log.splitlines() if "sft/loss" in line] for log in logs]
     assert losses[0] == losses[1] == losses[2] and losses[0]
-    assert "Hints help" in done.stdout and "from the same seed" in done.stdout and (tmp_path / "comparison.html").is_file()
+    repeated = (runs / "igpo-1" / "metrics.jsonl").read_text()
+    assert [line for line in repeated.splitlines() if "sft/loss" in line] == losses[0] and repeated != logs[2]
+    assert "Hints help" in done.stdout and "from the same stage" in done.stdout and (tmp_path / "comparison.html").is_file()
     other = commands.run(*command, "--config.rl.iterations=3", env=one_device)
     assert other.returncode == 1 and "another comparison" in other.stderr

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igpo_jax.compare.numbers import mean_with_interval
 from igpo_jax.evaluate.benchmark import correct_of, pass_at_k, summary
 from igpo_jax.runtime.statistics import RESAMPLES, accuracy_interval, mcnemar, paired, problem_means, sign_flip, wilson
 
@@ -75,14 +74,6 @@ def test_chunks_of_random_numbers_are_those_of_one_draw(problems):
     signs = np.random.default_rng(0).integers(0, 2, (RESAMPLES, problems), dtype=np.int8) * 2 - 1
     larger = (np.abs(signs @ difference) >= abs(difference.sum()) - 1e-12).sum()
     assert sign_flip(difference) == (larger + 1) / (RESAMPLES + 1)
-    values = np.random.default_rng(2).uniform(size=(3, problems))
-    rng = np.random.default_rng(0)
-    seeds, counts = (
-        rng.multinomial(3, np.full(3, 1 / 3), RESAMPLES),
-        rng.multinomial(problems, np.full(problems, 1 / problems), RESAMPLES),
-    )
-    means = ((seeds @ values) * counts).sum(axis=1) / (3 * problems)
-    assert mean_with_interval(values)["interval95"] == pytest.approx(np.quantile(means, [0.025, 0.975]), rel=1e-12)
 
 
 def test_sign_flips_agree_with_enumeration():
