@@ -121,6 +121,7 @@ def _difference(claim: dict[str, Any]) -> str:
 
 def note(found: dict[str, Any]) -> str:
     run, claims = found["runs"][0], len(found["claims"])
+    repeats = "one RL run" if found["rl_seeds"] == 1 else f"{found['rl_seeds']} RL runs"
     versions = ", ".join(f"{name} {run['versions'][name]}" for name in ("igpo_jax", "jax"))
     commits = ", ".join(f"commit {commit}" for commit in dict.fromkeys(run["commit"] for run in found["runs"]))
     others = "from the other stages" if len(found["seeds"]) > 1 else "from the same stage"
@@ -129,7 +130,7 @@ def note(found: dict[str, Any]) -> str:
         for one, other in found["same_verdicts"]
     )
     return (
-        f"{len(found['seeds'])} supervised stages (seeds {', '.join(map(str, found['seeds']))}), {found['rl_seeds']} RL runs of "
+        f"{len(found['seeds'])} supervised stages (seeds {', '.join(map(str, found['seeds']))}), {repeats} of "
         f"each arm from each; {found['problems']} held-out problems, greedy decoding; percent with 95 % intervals of Student's "
         "t over the means of the stages. Arms are judged when they have spent equally much: in the table of arms, what the "
         "cheapest arm spends in all; for a claim, the most that both of its arms spend. Verdicts are interpolated between two "
