@@ -137,6 +137,8 @@ class RLConfig:
     rollout_chunks: int = checked(1, at_least(0))
     microbatches: int = checked(1, at_least(0))  # 0: as few as fit, see run/microbatch_choice.py
     checkpoint_every: int = checked(20, at_least(1))  # iterations
+    # Checkpoints of iterations that are multiples of this number are kept for good. 0: only `checkpoints_kept` and the best one
+    keep_every: int = checked(0, at_least(0))
     eval_every: int = checked(20, at_least(0))  # iterations; 0: only before and after the stage
     show_every: int = checked(10, at_least(1))  # iterations between rollouts saved for the report
     # An iteration samples batches until `prompts` groups have both correct and wrong completions, but at most this many
@@ -209,7 +211,7 @@ SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta",
 # A run may resume with other values of these keys. They affect how a run computes, but not what it is meant to compute.
 RESUMABLE_KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
 RESUMABLE_KEYS += ("sampler.layout", "rl.rollout_chunks", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
-RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "reward.max_ungraded", "skip_limit")
+RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "reward.max_ungraded", "skip_limit", "rl.keep_every")
 UNSET_KEYS = (("model", "base_dtype"), ("inpainting", "tries"), ("rl", "seed"))  # which runs of earlier versions lack
 NEW_KEYS = ("top_p", "top_k", "tempered_confidence", "alg_temp")  # of samplers; version 0.1.0 lacks them
 # Sections and keys that do not affect the supervised stage. The arms of a comparison differ only in these.
@@ -280,6 +282,7 @@ def _check(config: Config) -> None:
         ("rl.prompts", rl.prompts, "rl.microbatches", rl.microbatches),
         ("rl.prompts", rl.prompts, "rl.rollout_chunks", rl.rollout_chunks),
         ("rl.group_size", rl.group_size, "inpainting.tries", hints.tries),
+        ("rl.keep_every", rl.keep_every, "rl.checkpoint_every", rl.checkpoint_every),
     ):
         require(not number or size % number == 0, f"{rows}={size} is not a multiple of {parts}={number}")
     require(sft.updates + rl.iterations > 0, "sft.updates=0 and rl.iterations=0 leave nothing to do")

@@ -113,7 +113,8 @@ def train(experiment: Experiment) -> None:
         with Checkpoints(folder / "sft", keep=keep, identity=experiment.identity("sft")) as saved:
             start = run_sft(experiment, saved, preempted)
         if config.rl.iterations:
-            with Checkpoints(folder / "rl", keep=keep, identity=experiment.identity("rl"), best=True) as saved:
+            kept: dict[str, Any] = {"keep": keep, "keep_every": config.rl.keep_every, "best": True}
+            with Checkpoints(folder / "rl", **kept, identity=experiment.identity("rl")) as saved:
                 run_rl(experiment, start, saved, preempted)
 
 

@@ -1,5 +1,5 @@
 """python -m igpo_jax.evaluate --config=evaluate_math.py:paper --config.model=FOLDER --output=DIR [--config.key=value ...]
-python -m igpo_jax.evaluate --workdir=RUN [--stage=sft|rl] [--output=DIR]
+python -m igpo_jax.evaluate --workdir=RUN [--stage=sft|rl] [--step=N] [--output=DIR]
 python -m igpo_jax.evaluate --sampler-error --workdir=RUN [--sampler=cache=dual,commit=threshold]
 python -m igpo_jax.evaluate diff DIR DIR
 python -m igpo_jax.evaluate --regrade=RUN_OR_FILE [--rule=box|number|any] [--output=DIR]
@@ -61,6 +61,9 @@ from igpo_jax.tasks.problem import Problem
 
 CONFIG = define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder, to evaluate on its own test problems.")
+STEP = flags.DEFINE_integer(
+    "step", None, "With --workdir, the number of the checkpoint in RUN/checkpoints/STAGE; by default the newest.", lower_bound=0
+)
 STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "The stage whose newest checkpoint is evaluated; by default the last.")
 OUTPUT = flags.DEFINE_string(
     "output", None, "The folder to write; with --workdir by default RUN/evaluations/STAGE-STEP, with --regrade by default none."
@@ -93,8 +96,12 @@ def evaluate_model() -> None:
         with raise_on_all_hosts():
             if bool(WORKDIR.value) == (CONFIG.value is not None):
                 raise ValueError("give either --workdir=RUN, or --config=FILE with --config.model=FOLDER")
+            require(
+                STEP.value is None or WORKDIR.value, "--step needs --workdir; with --config, give --config.stage=STAGE-STEP"
+            )
+            stage = STAGE.value if STEP.value is None else f"{STAGE.value or 'rl'}-{STEP.value}"
             section = "sampler" if SAMPLER_ERROR.value else "evaluation"
-            own = run_evaluation(WORKDIR.value, STAGE.value, section, TRUST.value) if WORKDIR.value else None
+            own = run_evaluation(WORKDIR.value, stage, section, TRUST.value) if WORKDIR.value else None
             config = CONFIG.value if own is None else own
             problems, protocol = prepare(_with_sampler(config))
         check_same({f"benchmark {name}": part["data"] for name, part in protocol.items()})
@@ -121,8 +128,11 @@ def print_regraded() -> None:
     try:
         if not REGRADE.value:
             raise ValueError("--rule goes with --regrade=RUN_OR_FILE")
-        for flag in (CONFIG, WORKDIR, STAGE, SAMPLER_ERROR, SAMPLER, TRUST):
-            require(not flag.value, f"--{flag.name} does not go with --regrade, which reads stored texts")
+        for flag in (CONFIG, WORKDIR, STAGE, STEP, SAMPLER_ERROR, SAMPLER, TRUST):
+            require(
+                flag.value is None or not (flag.present or flag.value),
+                f"--{flag.name} does not go with --regrade, which reads stored texts",
+            )
         with opened_output(OUTPUT.value) if OUTPUT.value else contextlib.nullcontext((None, None)) as (output, _):
             text = regrade(local_results(REGRADE.value), RULE.value, BENCHMARKS.value, output)
         print(escape_controls(with_addresses(text)))

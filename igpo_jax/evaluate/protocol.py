@@ -26,7 +26,7 @@ def base_evaluation() -> ConfigDict:
     del decode["temperature"]  # each benchmark has its own
     values = {
         "model": "",  # a run's or a model's folder
-        "stage": "",  # sft | rl, for a run; by default the last
+        "stage": "",  # sft | rl, for a run, or one checkpoint, such as rl-40; by default the newest of the last stage
         "adapters": "",  # a folder in PEFT's format
         "dtype": "",  # float32 | bfloat16, for computation; by default bfloat16, on CPUs float32
         "chat": True,  # put questions as a user's message into the chat template

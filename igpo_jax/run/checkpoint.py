@@ -61,16 +61,26 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     Args:
         keep: number of newest checkpoints to keep.
+        keep_every: also keeps the checkpoints whose step is a multiple of this number, if it is not 0.
         identity: fingerprints to save with each checkpoint and to compare on restore, see `other_identity`.
         best: whether to also keep the checkpoint with the highest accuracy.
         read_only: True: nothing in the folder is changed. False: damaged metrics and unfinished saves are deleted, including
             saves that another process is still writing."""
 
     def __init__(
-        self, folder: pathlib.Path, *, keep: int, identity: Mapping[str, Any] = {}, best: bool = False, read_only: bool = False
+        self,
+        folder: pathlib.Path,
+        *,
+        keep: int,
+        keep_every: int = 0,
+        identity: Mapping[str, Any] = {},
+        best: bool = False,
+        read_only: bool = False,
     ):
         policies = ocp.training.preservation_policies
         keepers = [policies.LatestN(keep)]
+        if keep_every:
+            keepers.append(policies.EveryNSteps(keep_every))
         if best:
             keepers.append(
                 policies.BestN(get_metric_fn=lambda metrics: metrics["accuracy"], n=1, keep_checkpoints_without_metrics=False)
@@ -215,12 +225,15 @@ class Checkpoints(contextlib.AbstractContextManager):
         progress = loaded["progress"]
         return step, loaded["state"], progress["key"], progress.get("memory"), about.get("unlogged", [])
 
-    def restore_params(self, abstract_params):
-        """Returns (step, parameters) of the newest readable checkpoint, or None if there are no checkpoints. Skips the
-        optimizer state. Logs a warning if the checkpoint was saved with another configuration. Raises ValueError if the
+    def restore_params(self, abstract_params, step: int | None = None):
+        """Returns (step, parameters) of the newest readable checkpoint, or None if there are no checkpoints. If `step` is given,
+        reads the checkpoint of this step, and raises ValueError if there is none. Skips the optimizer state. Logs a warning if the checkpoint was saved with another configuration. Raises ValueError if the
         checkpoint contains parameters that the model lacks, because a model without these parameters would compute something
         else."""
-        found = self._newest_readable({"state": {"params": abstract_params}}, partial=True)
+        steps = self.steps()
+        missing = f"{self.folder} has no checkpoint of step {step}; it has those of {', '.join(map(str, steps)) or 'none'}"
+        require(step is None or step in steps, missing)
+        found = self._newest_readable({"state": {"params": abstract_params}}, partial=True, only=step)
         if found is None:
             return None
         step, loaded, about, saved = found
@@ -232,12 +245,13 @@ class Checkpoints(contextlib.AbstractContextManager):
         return step, loaded["state"]["params"]
 
     def _newest_readable(
-        self, abstract: dict, partial: bool = False
+        self, abstract: dict, partial: bool = False, only: int | None = None
     ) -> tuple[int, Any, Mapping[str, Any], Sequence[str]] | None:
         """Returns (step, arrays described by `abstract`, metadata, names of the saved parameters) of the newest readable
         checkpoint, or None if there are no checkpoints. The sequence of names is empty unless `partial` is True. Raises
-        ValueError if there are checkpoints but none of them is readable."""
-        steps = self.steps()[-MOST_TRIED:]
+        ValueError if there are checkpoints but none of them is readable. If `only` is given, reads no checkpoint of another
+        step."""
+        steps = self.steps()[-MOST_TRIED:] if only is None else [only]
         for step in reversed(steps):
             path = self.folder / str(step)
             loaded, reason = None, "another process cannot read it"

@@ -1,4 +1,4 @@
-"""Loads the newest checkpoint of a run for generation, evaluation and export."""
+"""Loads a checkpoint of a run for generation, evaluation and export."""
 
 import dataclasses
 import os
@@ -28,7 +28,7 @@ from igpo_jax.weights.folders import load_params
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """Configuration, tokenizer and parameters of a run's newest checkpoint."""
+    """Configuration, tokenizer and parameters of a run's checkpoint."""
 
     step: int
     stage: str
@@ -53,7 +53,8 @@ def restore_run(
     quantized: bool = True,
 ) -> Restored:
     """Loads the newest checkpoint of one stage of a run, with the run's configuration and tokenizer. `stage` is "sft" or "rl".
-    By default, it is "rl" if the RL stage has a checkpoint, otherwise "sft". The run's training and test data are not needed.
+    By default, it is "rl" if the RL stage has a checkpoint, otherwise "sft". With a step, for example "rl-40", it names one
+    checkpoint. The run's training and test data are not needed.
     If `quantized` is False, the frozen weights are loaded without quantization, even if the run quantized them
     (model.base_dtype).
 
@@ -74,7 +75,8 @@ def restore_run(
     check_model_divides(model, mesh, config.lora)
     # A stage that has begun may not have a checkpoint yet.
     saved = [name for name in ("sft", "rl") if steps_in(checkpoints_of(workdir) / name)]
-    stage = stage or (saved[-1] if saved else "sft")
+    stage, _, number = (stage or (saved[-1] if saved else "sft")).partition("-")
+    require(number.isdecimal() or not number, f"stage {stage}-{number} has no number of a step after its name")
     folder = checkpoints_of(workdir) / stage
     if not is_folder(folder):
         raise ValueError(f"{folder.parent} has no checkpoints of the stage {stage!r}")
@@ -84,7 +86,7 @@ def restore_run(
     if config.lora is not None:
         identity["base"] = network_digest(origin)
     with Checkpoints(folder, keep=config.checkpoints_kept, identity=identity, read_only=True) as checkpoints:
-        restored = checkpoints.restore_params(Policy(model, config.lora).abstract(mesh))
+        restored = checkpoints.restore_params(Policy(model, config.lora).abstract(mesh), int(number) if number else None)
     if restored is None:
         raise ValueError(f"{folder} is empty")
     step, trained = restored

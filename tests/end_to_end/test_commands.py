@@ -110,6 +110,16 @@ def test_evaluate_without_a_run_is_an_error(command, tmp_path):
 
 
 @pytest.mark.slow
+def test_evaluate_reads_the_checkpoint_of_a_step(command, finished, tmp_path):
+    kept = sorted(int(path.name) for path in (finished / "checkpoints/rl").iterdir() if path.name.isdigit())
+    done = command("evaluate", f"--workdir={finished}", f"--step={kept[0]}", f"--output={tmp_path / 'out'}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f'"step": {kept[0]}' in (tmp_path / "out" / "card.json").read_text() and kept[0] != kept[-1]
+    done = command("evaluate", f"--workdir={finished}", "--step=999", f"--output={tmp_path / 'out'}", cwd=tmp_path)
+    assert done.returncode == 1 and "has no checkpoint of step 999; it has those of" in done.stderr
+
+
+@pytest.mark.slow
 def test_without_hints_and_with_other_nested_keys(command, finished, tmp_path):
     workdir = after_supervised_stage(finished, tmp_path / "run")
     process = command.train(

@@ -62,6 +62,22 @@ def test_checkpoints_do_not_hold_the_path_to_them(tmp_path):
         assert again.steps() == [1, 2, 3] and again.restore_latest(state, jax.random.key(0))[0] == 3
 
 
+def test_checkpoints_are_kept_for_good_and_read_by_their_step(tmp_path):
+    with Checkpoints(tmp_path / "rl", keep=2, keep_every=4) as writer:
+        for step in range(1, 12):
+            writer.save(step, {"params": {"w": jnp.full(2, float(step))}}, jax.random.key(0))
+    abstract = {"w": jax.ShapeDtypeStruct((2,), jnp.float32, sharding=jnp.zeros(2).sharding)}
+    with Checkpoints(tmp_path / "rl", keep=2, read_only=True) as reader:
+        assert reader.steps() == [4, 8, 10, 11]
+        assert [reader.restore_params(abstract, step)[1]["w"][0] for step in (None, 4, 8)] == [11, 4, 8]
+        with pytest.raises(ValueError, match=r"rl has no checkpoint of step 5; it has those of 4, 8, 10, 11$"):
+            reader.restore_params(abstract, 5)
+        for file in (tmp_path / "rl" / "8").rglob("d/*"):
+            file.write_bytes(b"")
+        with pytest.raises(ValueError, match=r"none of the checkpoints \[8\]"):  # never another one in its place
+            reader.restore_params(abstract, 8)
+
+
 def open_files_and_threads() -> tuple[int, int]:
     return len(os.listdir("/proc/self/fd")), threading.active_count()
 
