@@ -26,7 +26,7 @@ from typing import Any
 from absl import flags
 
 from igpo_jax.cli import config_overrides, define_config, escape_controls, parse_flags, run_command
-from igpo_jax.compare.arms import ARMS, check_arms, check_comparison, parse_arms, parse_seeds, run_name
+from igpo_jax.compare.arms import check_arms, check_comparison, overrides_of, parse_arms, parse_seeds, run_name
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
 from igpo_jax.runtime.checks import require
@@ -119,7 +119,8 @@ def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: li
     process until it ends. If the run fails, raises a RuntimeError that names the log file. Raises ValueError if the folder
     contains a run of this arm with other overrides."""
     run, seed = folder / run_name(arm, rl_seed), int(folder.name.removeprefix("seed-"))
-    own = {"rl.iterations": 0} if arm == SUPERVISED else ARMS[arm].overrides | ({"rl.seed": rl_seed} if rl_seed else {})
+    own = {"rl.iterations": 0} if arm == SUPERVISED else overrides_of(arm, CONFIG.value)
+    own |= {"rl.seed": rl_seed} if rl_seed else {}
     require_same_identity(run.with_suffix(".json"), own, f"arm {arm}")
     if (run / "result.json").is_file():
         other = read_json(run / "result.json").get("seed", seed)

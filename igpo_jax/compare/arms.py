@@ -30,6 +30,23 @@ POSITION_FIRST: Overrides = {"sampler.remasking": "position_first"}
 HOT: Overrides = {"sampler.temperature": 1.0}
 FULL_HINT: Overrides = {"inpainting.ratio_min": 1.0, "inpainting.ratio_max": 1.0}
 TRIES: Overrides = {"inpainting.tries": 4}
+LENGTH = "completion_length"  # stands for the value of sampler.completion_length, see `overrides_of`
+# Other methods differ from GRPO in their estimate of the likelihood and in their loss, and have no hints. They sample as the best
+# arm without hints does.
+OTHER: Overrides = NO_HINTS | POSITION_FIRST | HOT
+# A token is written per step, from left to right, and scored given the tokens before it: the exact likelihood of the sampled
+# order (JustGRPO).
+LEFT_TO_RIGHT: Overrides = (
+    NO_HINTS
+    | HOT
+    | {
+        "sampler.block_length": 1,
+        "sampler.steps": LENGTH,
+        "objective.estimator": "trace",
+        "objective.samples": LENGTH,
+        "objective.ratio": "token",
+    }
+)
 NO_HINT_TOKENS: Overrides = {"objective.entropy_keep": 0.0}
 
 
@@ -67,6 +84,26 @@ ARMS = {
     "igpo_position_first_hot_tries": Arm(
         "the same, hinted completions 4 at a time until enough are correct", POSITION_FIRST | HOT | TRIES
     ),
+    "diffu_grpo": Arm(
+        "diffu-GRPO (d1): masked prompt tokens", OTHER | {"objective.estimator": "prompt_masked", "objective.ratio": "token"}
+    ),
+    "unigrpo": Arm("UniGRPO: random masks", OTHER | {"objective.estimator": "masked", "objective.ratio": "token"}),
+    "coupled_grpo": Arm(
+        "coupled-GRPO: complementary masks",
+        OTHER | {"objective.estimator": "coupled", "objective.samples": 2, "objective.ratio": "token"},
+    ),
+    "spg": Arm(
+        "SPG: lower and upper bound mixed",
+        OTHER | {"objective.estimator": "coupled", "objective.samples": 2, "objective.upper_weight": 0.5},
+    ),
+    "wd1": Arm("wd1: weighted log-likelihood", OTHER | {"objective.loss": "wd1", "objective.estimator": "prompt_masked"}),
+    "just_grpo": Arm("JustGRPO: from left to right, exact likelihood", LEFT_TO_RIGHT),
+    "eta_20": Arm("IGPO, a fifth of the solution as hint", {"inpainting.ratio_min": 0.2, "inpainting.ratio_max": 0.2}),
+    "eta_40": Arm("IGPO, two fifths of the solution as hint", {"inpainting.ratio_min": 0.4, "inpainting.ratio_max": 0.4}),
+    "eta_60": Arm("IGPO, three fifths of the solution as hint", {"inpainting.ratio_min": 0.6, "inpainting.ratio_max": 0.6}),
+    "lambda_25": Arm("IGPO, at most a quarter of a group replaced", {"inpainting.replace_fraction": 0.25}),
+    "lambda_100": Arm("IGPO, the whole group may be replaced", {"inpainting.replace_fraction": 1.0}),
+    "tau_80": Arm("IGPO, trained on four fifths of the hint tokens", {"objective.entropy_keep": 0.8}),
 }
 
 # Measures of a claim: accuracy on all problems, accuracy on the hardest third, negated share of all-wrong groups before hints
@@ -109,6 +146,12 @@ CLAIMS = (
 )
 
 
+def overrides_of(arm: str, config: ConfigDict) -> Overrides:
+    """Returns the configuration overrides of an arm for runs with the configuration `config`."""
+    length = config.sampler.completion_length
+    return {key: length if value == LENGTH else value for key, value in ARMS[arm].overrides.items()}
+
+
 def run_name(arm: str, rl_seed: int) -> str:
     """Returns the name of a run's folder. The runs of an arm from the same supervised stage differ in their RL seed."""
     return f"{arm}-{rl_seed}" if rl_seed else arm
@@ -146,7 +189,7 @@ def check_arms(config: ConfigDict, arms: list[str], overrides: list[str]) -> Non
             raise ValueError(f"{key} conflicts with {flag}")
     for arm in arms:
         arm_config = config.copy_and_resolve_references()
-        arm_config.update_from_flattened_dict(ARMS[arm].overrides)
+        arm_config.update_from_flattened_dict(overrides_of(arm, config))
         try:
             configuration.parse(arm_config)
         except ValueError as error:

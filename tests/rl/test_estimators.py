@@ -248,3 +248,27 @@ def test_with_one_view_a_trace_without_hints_is_the_mean_field(mesh):
         for estimator in ("trace", "mean_field")
     )
     np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_from_left_to_right_the_likelihoods_of_all_completions_add_up_to_one(mesh):
+    """The arm just_grpo: blocks of one token, and one view per token."""
+    length = 3
+    decode = DecodeConfig(completion_length=length, block_length=1, steps=length, temperature=1.0)
+    drawn = trace_batch(decode, np.full(length, MASK, np.int32))
+    assert (drawn.unmask_step == np.arange(length)).all()
+    every = np.array(list(itertools.product(range(CFG.vocab_size), repeat=length)), np.int32)
+    shape = (8, len(every) // 8, length)
+    batch = GroupBatch(
+        prompt=np.tile(PROMPT, (8, 1)),
+        prompt_mask=np.ones((8, P_LENGTH), bool),
+        problem_id=np.zeros(8, np.uint32),
+        completions=every.reshape(shape),
+        unmask_step=np.broadcast_to(np.arange(length, dtype=np.int32), shape),
+        loss_mask=np.ones(shape, bool),
+        advantages=np.ones(shape[:2], np.float32),
+    )
+    objective = ObjectiveConfig("trace", length, ratio="token")
+    logprobs = compute_logprobs(make_params(), make_params(), batch, jax.random.key(0), CFG, objective, mesh)
+    scores = np.sum(logprobs.old * logprobs.views.weight, axis=2, dtype=np.float64).sum(axis=-1)
+    assert np.exp(scores).sum() == pytest.approx(1, abs=1e-4)
+    assert logprobs.views.masked.shape[2] == length
