@@ -290,8 +290,9 @@ def policy_terms(
 
     Returns:
         The loss and a dict of statistics, each float32 [..., g]. policy/overflow is the number of tokens whose ratio or KL
-        estimate was limited. The other statistics are means over the tokens of a completion. The means of ratios are
-        weighted."""
+        estimate was limited. policy/hint/... and policy/generated/..., present if `hint` is given, are sums over the hint tokens
+        and over the other tokens in the loss mask, see `means_over_parts`. The other statistics are means over the tokens of a
+        completion. The means of ratios are weighted."""
     log_ratio, share = log_ratios(new, old, weight, advantages, loss_mask, cfg)
     new, old, reference = (jnp.where(weight > 0, x, 0.0) for x in (new, old, reference))
     kl = jnp.sum(weight * kl_estimate(new, old, reference, cfg.kl), axis=-3)
@@ -330,7 +331,34 @@ def policy_terms(
         "policy/clip_fraction": ratio_mean(is_clipped),
         "policy/overflow": jnp.sum(bounded, axis=-1, where=loss_mask).astype(jnp.float32),
     }
+    if hint is not None:
+        per_token = {"tokens": jnp.ones_like(kl), "kl": kl, "weight": jnp.sum(share, axis=-3)}
+        per_token |= {"ratio_mean": jnp.sum(share * ratio, axis=-3), "clip_fraction": jnp.sum(share * is_clipped, axis=-3)}
+        statistics |= sums_over_parts(per_token, hint, loss_mask)
     return loss, statistics
+
+
+def sums_over_parts(per_token: dict[str, jax.Array], hint: Array, loss_mask: Array) -> dict[str, jax.Array]:
+    """Returns the sums of the values `per_token`, float32 [..., g, l], over the hint tokens in the loss mask, named policy/hint/...,
+    and over its other tokens, named policy/generated/..., each float32 [..., g]. `hint` and `loss_mask` are bool [..., g, l]."""
+    parts = {"hint": loss_mask & hint, "generated": loss_mask & ~hint}
+    return {
+        f"policy/{name}/{key}": jnp.sum(values, axis=-1, where=part)
+        for name, part in parts.items()
+        for key, values in per_token.items()
+    }
+
+
+def means_over_parts(statistics: dict[str, float]) -> dict[str, float]:
+    """Divides the sums over hint tokens and over generated tokens, policy/hint/... and policy/generated/..., which are averaged
+    over completions, by the numbers of these tokens. Leaves out what has no tokens. Returns the statistics with means over tokens:
+    policy/hint/kl, policy/hint/ratio_mean, policy/hint/clip_fraction, and the same for generated tokens."""
+    means = {name: value for name, value in statistics.items() if name.count("/") == 1}
+    for part in ("policy/hint", "policy/generated"):
+        for name, by in ("kl", "tokens"), ("ratio_mean", "weight"), ("clip_fraction", "weight"):
+            if number := statistics.get(f"{part}/{by}"):
+                means[f"{part}/{name}"] = statistics[f"{part}/{name}"] / number
+    return means
 
 
 def loss_and_statistics(

@@ -18,7 +18,7 @@ from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.model.sharding import Params
 from igpo_jax.rl.dynamic_sampling import key_of_batch, merge, mixed_groups
 from igpo_jax.rl.keys import KeyPurpose
-from igpo_jax.rl.objective import compute_logprobs
+from igpo_jax.rl.objective import compute_logprobs, means_over_parts
 from igpo_jax.rl.rollout import Rollout, RolloutConfig, rollout, up_to_first_eos
 from igpo_jax.rl.update import make_update
 from igpo_jax.run.checkpoint import Checkpoints
@@ -248,7 +248,10 @@ def _summarize(updates: list[dict[str, Any]], skips_before: int) -> tuple[dict[s
     used = [statistics for statistics, skip in zip(updates, skipped, strict=True) if not skip] or updates
     names = [name for name in used[0] if name != "finite_gradients"]
     means = {name: float(np.mean([statistics[name] for statistics in used])) for name in names}
-    return means, {"update/skipped": skipped.sum(), "update/consecutive_skips": count_skipped(skipped, skips_before)}
+    return means_over_parts(means), {
+        "update/skipped": skipped.sum(),
+        "update/consecutive_skips": count_skipped(skipped, skips_before),
+    }
 
 
 def _distributions(sampled: Rollout, eos_id: int) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from igpo_jax.rl.objective import (
     equal_rewards,
     group_weights,
     loss_and_statistics,
+    means_over_parts,
     policy_terms,
 )
 from igpo_jax.runtime.mesh import shard_batch
@@ -214,9 +215,9 @@ def test_the_released_reduction(ratio, filtered, kept):
     old = jnp.asarray(np.random.default_rng(0).normal(-2, 1, (2, 6)), jnp.float32)
     loss_mask = jnp.array([[True, False, True, False, False, True], [True] * 6])
     cfg = ObjectiveConfig(ratio=ratio, reference_code=True)
-    loss, gradient = jax.value_and_grad(
-        lambda new: terms_of(new, old, old, jnp.array([1.5, -0.5]), loss_mask, cfg)[0].mean()
-    )(old)
+    loss, gradient = jax.value_and_grad(lambda new: terms_of(new, old, old, jnp.array([1.5, -0.5]), loss_mask, cfg)[0].mean())(
+        old
+    )
     assert loss == pytest.approx(-1 / 6)
     np.testing.assert_allclose(gradient, [np.where(loss_mask[0], kept, filtered), [1 / 18] * 6], rtol=1e-5)
 
@@ -257,6 +258,24 @@ def test_policy_terms_equal_a_loop(ratio):
         assert rows[b] == pytest.approx(total / len(tokens), rel=1e-4)
     assert clipped > 0
     assert statistics["policy/clip_fraction"].sum() == pytest.approx(clipped)
+
+
+def test_statistics_of_hint_tokens_and_of_generated_tokens_equal_a_loop():
+    new, old, reference, advantage, loss_mask = random_terms(seed=1)
+    new = old + 6 * (new - old)
+    hint = np.random.default_rng(0).uniform(size=loss_mask.shape) < 0.4
+    cfg = ObjectiveConfig(ratio="token", clip_low=0.1, clip_high=0.25)
+    _, statistics = terms_of(new, old, reference, advantage, loss_mask, cfg, hint)
+    found = means_over_parts({name: float(value.mean()) for name, value in statistics.items()})
+    for part, mask in ("hint", hint & loss_mask), ("generated", ~hint & loss_mask):
+        ratio, gap = np.exp(new - old)[mask], (reference - new)[mask]
+        signs = np.broadcast_to(advantage[:, None], mask.shape)[mask]
+        clipped = np.minimum(ratio * signs, np.clip(ratio, 0.9, 1.25) * signs) < ratio * signs
+        assert found[f"policy/{part}/ratio_mean"] == pytest.approx(ratio.mean(), rel=1e-5)
+        assert found[f"policy/{part}/kl"] == pytest.approx((np.exp(gap) - gap - 1).mean(), rel=1e-4)
+        assert found[f"policy/{part}/clip_fraction"] == pytest.approx(clipped.mean(), rel=1e-5) != 0
+    alone = means_over_parts({"policy/loss": 1.0, "policy/hint/tokens": 0.0, "policy/hint/weight": 0.0})
+    assert alone == {"policy/loss": 1.0}
 
 
 @pytest.mark.parametrize("ratio, advantage, loss, has_gradient", [
@@ -417,9 +436,7 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(estimator, reference_code,
         with jax.set_mesh(mesh):
             params = jax.device_put(near, shardings(CFG, mesh))
             function = jax.jit(
-                jax.value_and_grad(
-                    lambda params, *rest: loss_and_statistics(params, *rest, CFG, objective, mesh), has_aux=True
-                )
+                jax.value_and_grad(lambda params, *rest: loss_and_statistics(params, *rest, CFG, objective, mesh), has_aux=True)
             )
             return jax.device_get(function(params, *shard_batch((batch, logprobs), mesh)))
 
@@ -438,9 +455,7 @@ def test_gradients_of_the_shared_forward_equal_a_row_per_completion(mesh):
     batch, objective = make_batch(), ObjectiveConfig(kl_coefficient=0.2)
     shared = first(scores_of(make_params(0), make_params(1), batch, objective, mesh))
     rows = (N, 1, G)
-    views = shared.views.replace(
-        masked=np.ones((*rows, LENGTH), bool), prompt_masked=np.zeros((*rows, P_LENGTH), bool)
-    )
+    views = shared.views.replace(masked=np.ones((*rows, LENGTH), bool), prompt_masked=np.zeros((*rows, P_LENGTH), bool))
 
     def run(logprobs):
         def loss(params):
@@ -448,7 +463,9 @@ def test_gradients_of_the_shared_forward_equal_a_row_per_completion(mesh):
 
         return jax.jit(jax.value_and_grad(loss))(moved(make_params(0), 0.1))
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), run(shared), run(shared.replace(views=views)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6), run(shared), run(shared.replace(views=views))
+    )
 
 
 @pytest.mark.slow
