@@ -61,7 +61,7 @@ ARMS = {
     "resample": Arm("GRPO, all-wrong groups sampled again", {"inpainting.policy": "none"}),
     "dapo": Arm("GRPO with dynamic sampling (DAPO), up to 4 batches", NO_HINTS | {"rl.dynamic_batches": 4}),
     "igpo": Arm("IGPO as in the paper", {}),
-    "igpo_tries": Arm("IGPO, hinted completions 4 at a time until enough are correct", TRIES),
+    "igpo_tries": Arm("IGPO, hinted completions 4 at a time while some, but too few, are correct", TRIES),
     "igpo_ref": Arm("IGPO as the released code does it", REFERENCE_CODE),
     "full_hint": Arm("the whole solution as hint, without the answer", FULL_HINT),
     "prefix": Arm("hints from the beginning of the solution", {"inpainting.policy": "prefix"}),
@@ -82,7 +82,7 @@ ARMS = {
     "grpo_position_first_hot": Arm("GRPO, position-first sampling, temperature 1", NO_HINTS | POSITION_FIRST | HOT),
     "igpo_position_first_hot": Arm("IGPO, position-first sampling, temperature 1", POSITION_FIRST | HOT),
     "igpo_position_first_hot_tries": Arm(
-        "the same, hinted completions 4 at a time until enough are correct", POSITION_FIRST | HOT | TRIES
+        "the same, hinted completions 4 at a time while some, but too few, are correct", POSITION_FIRST | HOT | TRIES
     ),
     "diffu_grpo": Arm(
         "diffu-GRPO (d1): masked prompt tokens", OTHER | {"objective.estimator": "prompt_masked", "objective.ratio": "token"}

@@ -45,8 +45,8 @@ class InpaintingConfig:
     ratio_min: float = 0.2  # eta ~ U[ratio_min, ratio_max)
     ratio_max: float = 0.6
     replace_fraction: float = checked(0.5, within(0, 1))  # lambda: at most this share of a group is replaced
-    # Hinted completions of a group that are sampled at once, until lambda * G of them are correct or G are sampled. 0: all G, as
-    # in the paper.
+    # Hinted completions of a group that are sampled at once, until lambda * G of them are correct, the first ones are all wrong,
+    # or G are sampled. 0: all G at once, as in the paper.
     tries: int = checked(0, not_negative)
     exclude_answer: bool = True  # hints never show the answer. REF: False, the last chunk is always revealed
     round_up: bool = False  # of N chunks, False reveals floor(ratio * N), at least one. REF: True, N - floor(N * (1 - ratio))

@@ -163,7 +163,8 @@ def rollout(
 def _second_attempt(context: RolloutContext, prompts: PromptBatch, triggered: np.ndarray) -> tuple[Attempt, SampleStats]:
     """Samples and grades new completions for the groups `triggered`, whose first completions are all wrong. The sampler starts
     from canvases with hints. It samples `inpainting.tries` completions of a group at once, and goes on with the groups that have
-    fewer correct completions than may be swapped in. The completions do not depend on `tries`, only how many are sampled."""
+    some correct completions, but fewer than may be swapped in. A group without any correct one is given up, because its further
+    completions are rarely correct. The completions do not depend on `tries`, only how many are sampled."""
     cfg, g = context.cfg, context.cfg.group_size
     tries, enough = cfg.inpainting.tries or g, max(1, max_replaced(cfg.inpainting, g))
     # Hints are drawn for every prompt, not only for triggered groups. This is cheap, and array shapes never change.
@@ -171,14 +172,16 @@ def _second_attempt(context: RolloutContext, prompts: PromptBatch, triggered: np
     attempt, stats = _not_sampled(take_rows(hints, triggered)), SampleStats()
     unfinished, groups_at_once = np.arange(len(triggered)), cfg.prompts_at_once * g // tries
     for begin in range(0, g, tries):
-        padded = _pad_rows(triggered[unfinished], groups_at_once, tries, batch_size_divisor(context.mesh))
+        parts = (4, 2, 1) if tries == g else (8, 4, 2, 1)  # later tries are for few groups
+        padded = _pad_rows(triggered[unfinished], groups_at_once, tries, batch_size_divisor(context.mesh), parts)
         chosen, start = take_rows((prompts, hints), padded)
         start = jax.tree.map(lambda x: x[:, begin : begin + tries], start)
         part, part_stats = _sample_attempt(context, chosen, start, KeyPurpose.SECOND_ATTEMPT, begin)
         stats += part_stats
         for values, new in zip(jax.tree.leaves(attempt), jax.tree.leaves(part), strict=True):
             values[unfinished, begin : begin + tries] = new[: len(unfinished)]
-        unfinished = unfinished[attempt.grades.correct[unfinished].sum(axis=1) < enough]
+        right = attempt.grades.correct[unfinished].sum(axis=1)
+        unfinished = unfinished[(right > 0) & (right < enough)]
         if not unfinished.size:
             break
     return attempt, dataclasses.replace(stats, second_evaluations=stats.evaluations)
@@ -270,12 +273,12 @@ def up_to_first_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
     return (ended == 0) | ((ended == 1) & (tokens == eos_id))
 
 
-def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int) -> np.ndarray:
+def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int, parts: tuple[int, ...] = (4, 2, 1)) -> np.ndarray:
     """Pads `groups`, an array of group indices, with copies of its first element, so that the sampler is compiled for only a
     few batch sizes. The result consists of full chunks of `most` groups, followed by a chunk for the remaining groups. The size
-    of this last chunk is a quarter of `most`, half of `most`, or `most`. Of these sizes, the smallest one is used that holds
-    the remaining groups and divides evenly over the devices."""
-    sizes = [most // part for part in (4, 2, 1) if most % part == 0 and most // part * group_size % divisor == 0]
+    of this last chunk is `most` divided by one of `parts`, which are given in descending order. Of these sizes, the smallest one is
+    used that holds the remaining groups and divides evenly over the devices."""
+    sizes = [most // part for part in parts if most % part == 0 and most // part * group_size % divisor == 0]
     whole, rest = divmod(len(groups), most)
     size = whole * most + (next(size for size in sizes if size >= rest) if rest else 0)
     return np.concatenate([groups, np.repeat(groups[:1], size - len(groups))])
