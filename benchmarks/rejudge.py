@@ -14,7 +14,16 @@ from igpo_jax.compare.arms import CLAIMS, HARD
 from igpo_jax.compare.numbers import ALL_WRONG_METRIC, RunNumbers, Runs, arm_numbers, judged, same_verdicts
 from igpo_jax.compare.page import write_comparison
 
-KEPT = ("all_wrong", "rescue_rate", "swapped_in", "distinct", "prompts_to_reach", "evaluations_to_reach", "rl_seconds")
+KEPT = (
+    "all_wrong",
+    "rescue_rate",
+    "swapped_in",
+    "second_attempts",
+    "distinct",
+    "prompts_to_reach",
+    "evaluations_to_reach",
+    "rl_seconds",
+)
 
 
 def read_runs(old: dict) -> dict[str, Runs]:
@@ -37,9 +46,14 @@ def main():
     decidable = [claim for claim in CLAIMS if {claim.better, *claim.worse} <= set(runs) and claim.measure != HARD]
     arms = []
     for before in old["arms"]:
-        arm = arm_numbers(before["arm"], runs, everything) | {key: before[key] for key in KEPT}
+        arm = arm_numbers(before["arm"], runs, everything) | {key: before.get(key) for key in KEPT}
         arms.append(arm | {"hardest_third": {"mean": None, "interval95": None}})
-    found = old | {"rl_seeds": 1, "arms": arms, "claims": judged(decidable, runs, everything), "same_verdicts": same_verdicts(runs)}
+    found = old | {
+        "rl_seeds": 1,
+        "arms": arms,
+        "claims": judged(decidable, runs, everything),
+        "same_verdicts": same_verdicts(runs),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     write_comparison(folder, found)
 

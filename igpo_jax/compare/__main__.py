@@ -1,11 +1,13 @@
 """python -m igpo_jax.compare --config=arithmetic.py --arms=grpo,resample,dapo,igpo,igpo_ref,full_hint --seeds=0..4
-       [--rl_seeds=N] [--output=DIR] [--jobs=N] [--quick] [--config.key=value ...]
+       [--rl_seeds=N] [--tasks=FILE,FILE] [--output=DIR] [--jobs=N] [--quick] [--config.key=value ...]
 
 Compares arms, which are variants of the training method (igpo_jax/compare/arms.py). Runs one supervised stage for each seed,
-continues it with each arm (--rl_seeds times, with different prompts and samples), and writes comparison.html, comparison.md and comparison.json. These files contain the accuracies of
-the arms, with confidence intervals, at equal numbers of prompts and at equal numbers of network evaluations. They also contain
-a verdict on each claim whose arms were all trained. Run the same command again to resume; finished runs are kept. --quick
-checks the whole process in a few minutes, with few iterations and, by default, with seeds 0..3.
+continues it with each arm (--rl_seeds times, with different prompts and samples), and writes comparison.html, comparison.md and
+comparison.json. These files contain the accuracies of the arms, with confidence intervals, after equal numbers of prompts, equal
+numbers of network evaluations and equal wall time. They also contain a verdict on each claim whose arms were all trained. With
+--tasks, does the same for further configurations, and writes tasks.html and tasks.md with the results of all of them. Run the
+same command again to resume; finished runs are kept. --quick checks the whole process in a few minutes, with few iterations and,
+by default, with seeds 0..3.
 """
 
 from igpo_jax.runtime import interrupts
@@ -29,6 +31,7 @@ from igpo_jax.cli import config_overrides, define_config, escape_controls, parse
 from igpo_jax.compare.arms import check_arms, check_comparison, overrides_of, parse_arms, parse_seeds, run_name
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
+from igpo_jax.compare.tasks import compare_tasks
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import (
     open_without_links,
@@ -45,6 +48,7 @@ ARM_NAMES = flags.DEFINE_string("arms", "grpo,resample,dapo,igpo,igpo_ref,full_h
 SEEDS = flags.DEFINE_string("seeds", None, "Of supervised stages, FIRST..LAST or a list; by default 0..4, with --quick 0..3.")
 OUTPUT = flags.DEFINE_string("output", None, "The folder to write; by default runs/compare-CONFIG.")
 RL_SEEDS = flags.DEFINE_integer("rl_seeds", 1, "Runs of each arm from each supervised stage.", lower_bound=1)
+TASKS = flags.DEFINE_list("tasks", [], "Further configurations to compare on; one page shows all of them.")
 JOBS = flags.DEFINE_integer("jobs", 1, "Concurrent runs.", lower_bound=1)
 QUICK = flags.DEFINE_boolean("quick", False, "Few iterations and seeds.")
 
@@ -64,6 +68,8 @@ def main(_) -> None:
     output = OUTPUT.value or f"runs/compare-{name}" + ("-quick" if QUICK.value else "")
     folder = pathlib.Path(output)
     try:
+        if TASKS.value:
+            return compare_on_tasks(folder, [file, *TASKS.value])
         arms, seeds = parse_arms(ARM_NAMES.value), parse_seeds(SEEDS.value or ("0..3" if QUICK.value else "0..4"))
         check_arms(config, arms, overrides)
         with locked(output):
@@ -75,6 +81,23 @@ def main(_) -> None:
         sys.exit(f"error: {error}")
     print(escape_controls((folder / "comparison.md").read_text()))
     print(escape_controls(f"report: {folder / 'comparison.html'}"))
+
+
+def compare_on_tasks(folder: pathlib.Path, configs: list[str]) -> None:
+    """Runs this command for each of several configurations, and prints the tables over all of them."""
+    values = {
+        "arms": ARM_NAMES.value,
+        "seeds": SEEDS.value,
+        "rl_seeds": RL_SEEDS.value,
+        "jobs": JOBS.value,
+        "quick": QUICK.value,
+    }
+    given = [f"--{name}={value}" for name, value in values.items() if value is not None]
+    with locked(str(folder)):
+        require_links_inside(folder)
+        compare_tasks(folder, configs, [*given, *config_overrides(sys.argv[1:])])
+    print(escape_controls((folder / "tasks.md").read_text()))
+    print(escape_controls(f"report: {folder / 'tasks.html'}"))
 
 
 def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int], overrides: list[str]) -> None:

@@ -223,11 +223,20 @@ def arm_numbers(arm: str, runs: dict[str, Runs], hard: np.ndarray) -> dict[str, 
         "all_wrong": [mean_of(ALL_WRONG_METRIC, part) for part in (slice(EDGE_ROLLOUTS), slice(-EDGE_ROLLOUTS, None))],
         "rescue_rate": rescue_rate([row for run in own for row in run.rollouts]),
         "swapped_in": mean_of("hint/replaced"),
+        "second_attempts": _second_attempts(own),
         "distinct": mean_of("groups/distinct"),
         "prompts_to_reach": cost("prompts"),
         "evaluations_to_reach": cost("evaluations"),
         "rl_seconds": float(np.mean([run.result["wall_seconds"]["rl"] for run in own])),
     }
+
+
+def _second_attempts(runs: list[RunNumbers]) -> float | None:
+    """Returns what second attempts cost, as a share of all network evaluations. Returns None if the logs do not say it, because
+    there were none or the runs are of version 0.1.0."""
+    rows = [row for run in runs for row in run.rollouts]
+    spent = sum(row.get("hint/rows") or 0 for row in rows)
+    return float(spent / sum(row["sampler/rows"] for row in rows)) if spent else None
 
 
 def _accuracy(correct: np.ndarray, counted: np.ndarray | None = None) -> dict[str, Any]:

@@ -27,12 +27,13 @@ def write_comparison(folder: pathlib.Path, found: dict[str, Any]) -> None:
     atomic_write(folder / "comparison.html", comparison_html(folder.name, found))
 
 
-def accuracy_figure(found: dict[str, Any], budget: str) -> str:
-    """Returns an SVG figure that plots accuracy against a budget. The budget "prompts" is the number of sampled prompts. The
+def accuracy_figure(found: dict[str, Any], budget: str, task: str = "") -> str:
+    """Returns an SVG figure that plots accuracy against a budget. `task` is the beginning of its title. The budget "prompts" is the number of sampled prompts. The
     budget "evaluations" is the number of rows (sequences) that the network has processed."""
     names = {"evaluations": "rows through the network", "prompts": "prompts sampled"}
     series = {arm: (_stack(runs, budget), _stack(runs, "accuracy")) for arm, runs in found["curves"].items()}
-    return figure(f"Accuracy on {found['problems']} held-out problems", names[budget], series)
+    title = f"{task}: accuracy" if task else "Accuracy"
+    return figure(f"{title} on {found['problems']} held-out problems", names[budget], series)
 
 
 def all_wrong_figure(found: dict[str, Any]) -> str:
@@ -88,16 +89,22 @@ def table(found: dict[str, Any]) -> list[list[str]]:
     other rows belongs to one arm."""
     reach = f"{REACHED:.0%}"
     header = ["arm", "accuracy at equal evaluations", "at equal prompts", "at equal wall time", "hardest third", "budget used",
-              "all wrong before hints", "rescued", "swapped in", "distinct", f"prompts to {reach}", f"evaluations to {reach}",
+              "all wrong before hints", "second attempts' share", "rescued", "swapped in", "distinct", f"prompts to {reach}", f"evaluations to {reach}",
               "RL seconds"]  # fmt: skip
     rows = [header]
     for arm in found["arms"]:
         keys = ("equal_evaluations", "equal_prompts", "equal_seconds", "hardest_third")
-        accuracies = [*(_with_interval(arm[key]) for key in keys), f"{arm['budget_used']:.0%}"]
+        accuracies = [*(with_interval(arm[key]) for key in keys), f"{arm['budget_used']:.0%}"]
         all_wrong = " → ".join(map(_percent, arm["all_wrong"]))
         swapped_in = "–" if arm["swapped_in"] is None else f"{arm['swapped_in']:.2f}"
         costs = ["–" if arm[key] is None else _short(arm[key]) for key in ("prompts_to_reach", "evaluations_to_reach")]
-        shares = [all_wrong, _percent(arm["rescue_rate"]), swapped_in, _percent(arm["distinct"])]
+        shares = [
+            all_wrong,
+            _percent(arm["second_attempts"]),
+            _percent(arm["rescue_rate"]),
+            swapped_in,
+            _percent(arm["distinct"]),
+        ]
         rows.append([f"{arm['arm']}: {arm['title']}", *accuracies, *shares, *costs, f"{arm['rl_seconds']:.0f}"])
     return rows
 
@@ -108,11 +115,11 @@ def verdict_table(found: dict[str, Any]) -> list[list[str]]:
         used = "–" if claim["budget_used"] is None else " / ".join(f"{share:.0%}" for share in claim["budget_used"])
         more = "–" if claim["stages_to_decide"] is None else f"{claim['stages_to_decide']}"
         corrected = "–" if claim["p_corrected"] is None else f"{claim['p_corrected']:.2g}"
-        rows.append([claim["text"], claim["verdict"], _difference(claim), claim["against"], corrected, used, more])
+        rows.append([claim["text"], claim["verdict"], difference(claim), claim["against"], corrected, used, more])
     return rows
 
 
-def _difference(claim: dict[str, Any]) -> str:
+def difference(claim: dict[str, Any]) -> str:
     if claim["mean"] is None:
         return "–"
     bounds = "–" if claim["interval95"] is None else " to ".join(f"{100 * value:+.1f}" for value in claim["interval95"])
@@ -142,14 +149,17 @@ def note(found: dict[str, Any]) -> str:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    def lines(rows: Sequence[Sequence[str]]) -> list[str]:
-        cells = [list(map(_markdown_text, row)) for row in rows]
-        return ["| " + " | ".join(row) + " |" for row in (cells[0], ["---"] * len(cells[0]), *cells[1:])]
-
-    return "\n".join([*lines(table(found)), "", *lines(verdict_table(found)), "", _markdown_text(note(found)), ""])
+    lines = [*markdown_table(table(found)), "", *markdown_table(verdict_table(found)), "", markdown_text(note(found)), ""]
+    return "\n".join(lines)
 
 
-def _markdown_text(text: str) -> str:
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table in Markdown, given its rows of text. The first row is the header."""
+    cells = [list(map(markdown_text, row)) for row in rows]
+    return ["| " + " | ".join(row) + " |" for row in (cells[0], ["---"] * len(cells[0]), *cells[1:])]
+
+
+def markdown_text(text: str) -> str:
     """Escapes a text so that Markdown shows it unchanged, in one line and without HTML. Replaces control characters with
     spaces, so that a terminal executes no control sequences in the text."""
     printable = "".join(character if character.isprintable() else " " for character in text)
@@ -194,6 +204,6 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
 
-def _with_interval(value: dict[str, Any]) -> str:
+def with_interval(value: dict[str, Any]) -> str:
     low, high = value["interval95"] or (None, None)
     return f"{_percent(value['mean'])} ({_percent(low)} to {_percent(high)})" if low is not None else _percent(value["mean"])

@@ -46,6 +46,7 @@ from igpo_jax.evaluate.protocol import (
     run_evaluation,
     weights_digest,
 )
+from igpo_jax.evaluate.published import published_beside
 from igpo_jax.evaluate.regrade import regrade
 from igpo_jax.evaluate.samplers import compare_samplers
 from igpo_jax.run.results import environment
@@ -237,6 +238,8 @@ def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: d
     about = {"origin": model.origin | named, "weights": weights}
     card: dict[str, Any] = {"benchmarks": numbers, "model": about, "protocol": protocol}
     card |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - begin, 1)}
+    if jax.process_index() == 0 and not SAMPLER_ERROR.value and (published := published_beside(numbers)):
+        card["published"] = published
     text = json.dumps(card | device, indent=2, ensure_ascii=False)
     if jax.process_index() == 0:
         atomic_write(folder / "card.json", text)

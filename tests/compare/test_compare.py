@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import commands
-from igpo_jax.compare import numbers, page
+from igpo_jax.compare import numbers, page, tasks
 from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim, check_arms, parse_arms, parse_seeds
 from igpo_jax.runtime.files import atomic_write
 
@@ -199,6 +199,38 @@ def test_the_report_has_everything_and_loads_nothing(folder):
     assert json.loads((folder / "comparison.json").read_text())["claims"] == json.loads(json.dumps(found["claims"]))
     igpo = next(arm for arm in found["arms"] if arm["arm"] == "igpo")
     assert igpo["equal_prompts"]["mean"] > igpo["equal_evaluations"]["mean"] and igpo["prompts_to_reach"] in (32, 48)
+
+
+def test_one_page_shows_all_tasks(folder):
+    found = numbers.compare_runs(folder, ["grpo", "igpo"], SEEDS)
+    parts = {"sums": found, "words-small": json.loads(json.dumps(found))}
+    number = len(found["claims"])
+    before = [claim["p_corrected"] for claim in found["claims"]]
+    tasks.write_tasks(folder, parts)
+    text = (folder / "tasks.md").read_text()
+    for task in parts:
+        assert f"| igpo: {ARMS['igpo'].title} | {task} | {page.with_interval(found['arms'][1]['equal_evaluations'])}" in text
+    assert text.count(found["claims"][0]["text"]) == 2 and f"{2 * number} claims are judged on this page" in text
+    html = (folder / "tasks.html").read_text()
+    assert html.count("<svg") == 2 and "words-small: accuracy on 30 held-out problems" in html and "<script" not in html
+    after = [claim["p_corrected"] for claim in json.loads((folder / "tasks.json").read_text())["sums"]["claims"]]
+    assert all(b is None or b >= a for a, b in zip(before, after, strict=True)) and before != after
+    with pytest.raises(ValueError, match="--tasks: two tasks are called words-small"):
+        tasks.compare_tasks(folder, ["words.py:small", "a/words.py:small"], [])
+
+
+@pytest.mark.slow
+def test_a_comparison_on_two_tasks(tmp_path):
+    tiny = pathlib.Path(__file__).parents[1] / "end_to_end" / "tiny.py"
+    for name in ("one.py", "two.py"):
+        shutil.copy(tiny, tmp_path / name)
+    sizes = {"sft.updates": 4, "rl.iterations": 1, "rl.eval_every": 1, "evaluation.problems": 8}
+    flags = [f"--config.{key}={value}" for key, value in sizes.items()]
+    command = ["compare", f"--config={tmp_path / 'one.py'}", f"--tasks={tmp_path / 'two.py'}", "--arms=grpo,igpo", "--seeds=0"]
+    done = commands.run(*command, f"--output={tmp_path / 'both'}", *flags, env=os.environ | {"XLA_FLAGS": commands.QUICK})
+    assert done.returncode == 0, done.stderr
+    assert all((tmp_path / "both" / name / "comparison.html").is_file() for name in ("one", "two"))
+    assert f"| grpo: {ARMS['grpo'].title} | two |" in done.stdout and (tmp_path / "both" / "tasks.html").is_file()
 
 
 def test_a_run_that_is_not_finished_is_named(folder):

@@ -1,0 +1,107 @@
+"""A comparison on several tasks: one comparison for each configuration, in a folder of its own, and one page over all of them."""
+
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from igpo_jax.compare.intervals import holm
+from igpo_jax.compare.page import VERDICTS, accuracy_figure, difference, markdown_table, markdown_text, with_interval
+from igpo_jax.report.style import PALETTE
+from igpo_jax.report.templates import read_source, render_page
+from igpo_jax.runtime import interrupts
+from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.files import atomic_write, read_json
+
+BUDGETS = {"equal_evaluations": "evaluations", "equal_prompts": "prompts", "equal_seconds": "wall time"}
+
+
+def task_name(config: str) -> str:
+    """Returns the name of a comparison's folder, given the configuration `FILE.py` or `FILE.py:VARIANT`."""
+    file, _, variant = config.partition(":")
+    return "-".join(filter(None, (pathlib.Path(file).stem, variant)))
+
+
+def compare_tasks(folder: pathlib.Path, configs: list[str], arguments: list[str]) -> None:
+    """Runs one comparison for each configuration, with the other arguments of the command, and writes the page over all of them.
+    Raises ValueError if two configurations have the same name, and RuntimeError if a comparison fails."""
+    names = [task_name(config) for config in configs]
+    require(len(set(names)) == len(names), f"--tasks: two tasks are called {max(names, key=names.count)}")
+    for config, name in zip(configs, names, strict=True):
+        command = [sys.executable, "-m", "igpo_jax.compare", f"--config={config}", f"--output={folder / name}", *arguments]
+        # A process group of its own keeps the terminal's signals away; only this process handles them.
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
+
+        def stop(process=process) -> None:
+            process.terminate()
+            process.wait()
+
+        with interrupts.before_end(stop):
+            code = process.wait()
+        if code:
+            raise RuntimeError(f"the comparison on {name} has stopped (exit code {code}), see above")
+    write_tasks(folder, {name: read_json(folder / name / "comparison.json") for name in names})
+
+
+def write_tasks(folder: pathlib.Path, found: dict[str, dict[str, Any]]) -> None:
+    """Writes tasks.json, tasks.md and tasks.html. `found` maps the names of the tasks to their comparison.json."""
+    claims = [(name, claim) for name, part in found.items() for claim in part["claims"]]
+    corrected = holm([claim["p_value"] for _, claim in claims])
+    for (_, claim), p in zip(claims, corrected, strict=True):
+        claim["p_corrected"] = p
+    tables, about = (arms_table(found), claims_table(found)), note(found)
+    text = "\n".join([*markdown_table(tables[0]), "", *markdown_table(tables[1]), "", markdown_text(about), ""])
+    atomic_write(folder / "tasks.json", json.dumps(found, indent=1))
+    atomic_write(folder / "tasks.md", text)
+    page = render_page(
+        "compare/page.html",
+        [read_source("compare/page.css"), PALETTE],
+        [],
+        title=folder.name,
+        note=about,
+        claims=tables[1],
+        arms=tables[0],
+        verdicts=VERDICTS,
+        figures=[accuracy_figure(part, "evaluations", name) for name, part in found.items()],
+        runs=[{"task": name} | run for name, part in found.items() for run in part["runs"]],
+    )
+    atomic_write(folder / "tasks.html", page)
+
+
+def arms_table(found: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Returns the accuracy of each arm on each task at equal budgets, as rows of text. The first row is the header."""
+    rows = [["arm", "task", *(f"accuracy at equal {budget}" for budget in BUDGETS.values())]]
+    arms = {arm["arm"]: arm["title"] for part in found.values() for arm in part["arms"]}
+    for name, title in arms.items():
+        for task, part in found.items():
+            for arm in part["arms"]:
+                if arm["arm"] == name:
+                    rows.append([f"{name}: {title}", task, *(with_interval(arm[key]) for key in BUDGETS)])
+    return rows
+
+
+def claims_table(found: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """Returns the verdict on each claim on each task, as rows of text. The first row is the header."""
+    rows = [["claim", "task", "verdict", "difference in points (95 %)", "against", "p, corrected"]]
+    texts = dict.fromkeys(claim["text"] for part in found.values() for claim in part["claims"])
+    for text in texts:
+        for task, part in found.items():
+            for claim in part["claims"]:
+                if claim["text"] == text:
+                    p = "–" if claim["p_corrected"] is None else f"{claim['p_corrected']:.2g}"
+                    rows.append([text, task, claim["verdict"], difference(claim), claim["against"], p])
+    return rows
+
+
+def note(found: dict[str, dict[str, Any]]) -> str:
+    number = sum(len(part["claims"]) for part in found.values())
+    sizes = "; ".join(
+        f"{name}: {len(part['seeds'])} supervised stages, {part['rl_seeds']} RL runs of each arm from each, {part['problems']} "
+        "problems"
+        for name, part in found.items()
+    )
+    return (
+        f"{sizes}. Percent with 95 % intervals of Student's t over the means of the stages; the pages of the single tasks say how "
+        f"the budgets are chosen. {number} claims are judged on this page, and the p-values are corrected for their number (Holm)."
+    )
