@@ -165,7 +165,7 @@ def _resolve_config(arguments: list[str]) -> tuple[list[str], str | None]:
     return resolved, path
 
 
-def _load_config(argument: str) -> "ConfigDict":
+def load_config(argument: str) -> "ConfigDict":
     """Calls get_config() of a config file, given as `file.py` or `file.py:variant`, and returns the configuration. Raises
     ValueError if the call fails or does not return a configuration. The message contains the line number and, if a key is
     wrong, the most similar key."""
@@ -195,7 +195,7 @@ def _known_flags(path: str | None) -> dict[str, bool]:
     `path` is the path of a config file, one flag config.KEY for each key of this configuration."""
     known = {name: bool(flags.FLAGS[name].boolean) for name in flags.FLAGS}
     known["undefok"] = False
-    for key, value in _dotted_items(_load_config(path)) if path else ():
+    for key, value in _dotted_items(load_config(path)) if path else ():
         known[f"config.{key}"] = value is None or isinstance(value, bool)
     return known | {f"no{name}": True for name, boolean in known.items() if boolean}
 

@@ -315,11 +315,11 @@ def test_a_malformed_data_file_is_one_line(tmp_path):
     ],
 )
 def test_a_mistake_in_a_config_file_is_named_with_its_line(line, words, tmp_path):
-    from igpo_jax.cli import _load_config
+    from igpo_jax.cli import load_config
 
     path, number = config_file(tmp_path, line)
     with pytest.raises(ValueError) as raised:
-        _load_config(str(path))
+        load_config(str(path))
     message = str(raised.value)
     assert message.startswith(f"{path}, line {number}: ") and "\n" not in message
     for word in words:

@@ -96,7 +96,7 @@ print(igpo_jax.__file__)
 for name in sys.argv[1:]:
     path = cli.resolve_config_path(name)
     print(path)
-    loaded = cli._load_config(path)
+    loaded = cli.load_config(path)
     if "sft" in loaded:
         config.parse(loaded)
 assert math.pi and not any(path.endswith("configs") for path in sys.path)

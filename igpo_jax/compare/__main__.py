@@ -27,11 +27,17 @@ from typing import Any
 
 from absl import flags
 
-from igpo_jax.cli import config_overrides, define_config, escape_controls, parse_flags, run_command
+from igpo_jax.cli import (
+    config_overrides,
+    define_config,
+    escape_controls,
+    parse_flags,
+    run_command,
+)
 from igpo_jax.compare.arms import check_arms, check_comparison, overrides_of, parse_arms, parse_seeds, run_name
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
-from igpo_jax.compare.tasks import compare_tasks
+from igpo_jax.compare.tasks import check_tasks, compare_tasks
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import (
     open_without_links,
@@ -65,13 +71,14 @@ def main(_) -> None:
     flag: Any = flags.FLAGS["config"]
     file = flag.config_filename
     name = pathlib.Path(file.partition(":")[0]).stem
-    output = OUTPUT.value or f"runs/compare-{name}" + ("-quick" if QUICK.value else "")
+    output = OUTPUT.value or f"runs/compare-{'tasks' if TASKS.value else name}" + ("-quick" if QUICK.value else "")
     folder = pathlib.Path(output)
     try:
-        if TASKS.value:
-            return compare_on_tasks(folder, [file, *TASKS.value])
         arms, seeds = parse_arms(ARM_NAMES.value), parse_seeds(SEEDS.value or ("0..3" if QUICK.value else "0..4"))
         check_arms(config, arms, overrides)
+        if TASKS.value:
+            check_tasks(TASKS.value, arms, overrides)
+            return compare_on_tasks(folder, [file, *TASKS.value])
         with locked(output):
             require_links_inside(folder)
             check_comparison(folder / "overrides.json", {"config": file, "overrides": overrides}, config)

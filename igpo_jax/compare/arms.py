@@ -195,17 +195,21 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def check_arms(config: ConfigDict, arms: list[str], overrides: list[str]) -> None:
-    """Raises ValueError if the configuration of an arm is invalid, or if `overrides` contains a seed."""
-    for key, flag in ("--config.seed", "--seeds"), ("--config.rl.seed", "--rl_seeds"):
-        if any(override.startswith(key) for override in overrides):
-            raise ValueError(f"{key} conflicts with {flag}")
+    """Raises ValueError if the configuration of an arm is invalid, if `overrides` contains a seed, or if `config` has an RL seed."""
+    if any(override.startswith("--config.seed") for override in overrides):
+        raise ValueError("--config.seed conflicts with --seeds")
+    if config.rl.seed:
+        raise ValueError(f"rl.seed={config.rl.seed} conflicts with --rl_seeds, which counts from 0; leave it out")
     for arm in arms:
         arm_config = config.copy_and_resolve_references()
-        arm_config.update_from_flattened_dict(overrides_of(arm, config))
         try:
+            arm_config.update_from_flattened_dict(overrides_of(arm, config))
             configuration.parse(arm_config)
         except ValueError as error:
             raise ValueError(f"arm {arm}: {error}") from None
+        except KeyError:
+            keys = ", ".join(ARMS[arm].overrides)
+            raise ValueError(f"arm {arm}: this configuration lacks a key that the arm sets ({keys})") from None
 
 
 def check_comparison(written: pathlib.Path, identity: dict[str, Any], config: ConfigDict) -> None:

@@ -1,7 +1,6 @@
 """Results of a comparison of training methods: accuracies at equal budgets, paired differences, and verdicts on claims."""
 
 import dataclasses
-import itertools
 import math
 import pathlib
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ class RunNumbers:
 
     prompts: np.ndarray  # f64[k], prompts sampled until each evaluation
     evaluations: np.ndarray  # f64[k], rows processed by the network until each evaluation
-    seconds: np.ndarray  # f64[k], wall time of the RL stage until each evaluation, if all iterations took equally long
+    seconds: np.ndarray  # f64[k], wall time of the iterations until each evaluation
     correct: np.ndarray  # f64[k, problems], 1, 0, or NaN if there is no verdict
     rollouts: list[dict[str, Any]]  # rows of metrics.jsonl, one per rollout
     result: dict[str, Any]  # result.json
@@ -68,8 +67,13 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
     for verdict, row in zip(verdicts, correct, strict=True):
         judged = row.ndim == 1 and not np.isnan(row).all()
         require(judged, f"{folder / 'evaluations.jsonl'}: step {verdict['step']} has no verdicts")
-    steps = np.array([sum(row["step"] <= verdict["step"] for row in rollouts) for verdict in verdicts])
-    return RunNumbers(prompts, evaluations, seconds * steps / len(rollouts), correct, rollouts, result)
+    times = [row.get("time/total", seconds / len(rollouts)) for row in rollouts]
+    valid = all(type(time) in (int, float) and 0 <= time < math.inf for time in times)
+    require(valid, f"{folder / 'metrics.jsonl'} has a time/total that is no time")
+    elapsed = [
+        sum(time for time, row in zip(times, rollouts, strict=True) if row["step"] <= verdict["step"]) for verdict in verdicts
+    ]
+    return RunNumbers(prompts, evaluations, np.array(elapsed, float), correct, rollouts, result)
 
 
 Runs = list[list[RunNumbers]]  # runs of an arm, [stages][RL seeds]
@@ -79,7 +83,8 @@ def at_budget(runs: dict[str, Runs], budget: Budget) -> dict[str, np.ndarray]:
     """Compares arms at equal budgets: equal numbers of prompts or of network evaluations, or equal seconds. For each stage and RL
     seed, the budget is the total that the cheapest arm spends. Returns {arm: verdicts}. The verdicts, float [stages, RL seeds,
     problems], are 1 if a problem is solved, 0 if not, and NaN if there is no verdict. Between two evaluations of an arm, they are
-    interpolated linearly, so that all arms are judged at exactly the same budget."""
+    interpolated linearly, so that all arms are judged at exactly the same budget; a verdict that only one of them has is taken from
+    it."""
     least = _least(runs, budget)
     return {
         arm: np.array(
@@ -110,8 +115,10 @@ def verdicts_after(run: RunNumbers, budget: Budget, most: float) -> np.ndarray:
     later = int(np.searchsorted(spent, most, side="right"))
     if later in (0, len(spent)):
         return run.correct[min(later, len(spent) - 1)]
+    before, after = run.correct[later - 1], run.correct[later]
     weight = (most - spent[later - 1]) / (spent[later] - spent[later - 1])
-    return (1 - weight) * run.correct[later - 1] + weight * run.correct[later] if weight else run.correct[later - 1]
+    between = (1 - weight) * before + weight * after
+    return np.where(np.isnan(after) | (weight == 0), before, np.where(np.isnan(before), after, between))
 
 
 def hardest_third(correct: dict[str, np.ndarray]) -> np.ndarray:
@@ -180,7 +187,7 @@ def judged(claims: Sequence[Claim], runs: dict[str, Runs], hard: np.ndarray) -> 
 
 
 def same_verdicts(runs: dict[str, Runs]) -> list[list[str]]:
-    """Returns the pairs of arms that cannot be told apart, because their verdicts are equal in all evaluations of all runs."""
+    """Returns the sets of arms that cannot be told apart, because their verdicts are equal in all evaluations of all runs."""
     correct = {arm: [run.correct for stage in of_arm for run in stage] for arm, of_arm in runs.items()}
 
     def equal(one: str, other: str) -> bool:
@@ -189,7 +196,11 @@ def same_verdicts(runs: dict[str, Runs]) -> list[list[str]]:
             for a, b in zip(correct[one], correct[other], strict=True)
         )
 
-    return [[one, other] for one, other in itertools.combinations(runs, 2) if equal(one, other)]
+    groups: list[list[str]] = []
+    for arm in runs:
+        known = next((group for group in groups if equal(group[0], arm)), None)
+        groups.append([arm]) if known is None else known.append(arm)
+    return [group for group in groups if len(group) > 1]
 
 
 def arm_numbers(arm: str, runs: dict[str, Runs], hard: np.ndarray) -> dict[str, Any]:
@@ -219,7 +230,7 @@ def arm_numbers(arm: str, runs: dict[str, Runs], hard: np.ndarray) -> dict[str, 
         "equal_seconds": _accuracy(at_budget(runs, "seconds")[arm]),
         "budget_used": share_used(runs, "evaluations", arm),
         "hardest_third": _accuracy(by_evaluations, hard),
-        "of_each_run": np.nanmean(by_evaluations, axis=2).tolist(),
+        "of_each_run": [[mean_with_interval(run)["mean"] for run in stage] for stage in by_evaluations],
         "all_wrong": [mean_of(ALL_WRONG_METRIC, part) for part in (slice(EDGE_ROLLOUTS), slice(-EDGE_ROLLOUTS, None))],
         "rescue_rate": rescue_rate([row for run in own for row in run.rollouts]),
         "swapped_in": mean_of("hint/replaced"),

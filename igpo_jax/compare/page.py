@@ -132,9 +132,11 @@ def note(found: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {run['versions'][name]}" for name in ("igpo_jax", "jax"))
     commits = ", ".join(f"commit {commit}" for commit in dict.fromkeys(run["commit"] for run in found["runs"]))
     others = "from the other stages" if len(found["seeds"]) > 1 else "from the same stage"
+    hardest = f" For each stage, the hardest third of the problems is determined {others}."
+    hardest = hardest if any(arm["hardest_third"]["mean"] is not None for arm in found["arms"]) else ""
     same = "".join(
-        f" {one} and {other} gave the same verdicts in all evaluations, so this comparison cannot tell them apart."
-        for one, other in found["same_verdicts"]
+        f" {', '.join(arms[:-1])} and {arms[-1]} gave the same verdicts in all evaluations, so this comparison cannot tell them apart."
+        for arms in found["same_verdicts"]
     )
     return (
         f"{len(found['seeds'])} supervised stages (seeds {', '.join(map(str, found['seeds']))}), {repeats} of "
@@ -143,7 +145,7 @@ def note(found: dict[str, Any]) -> str:
         "cheapest arm spends in all; for a claim, the most that both of its arms spend. Verdicts are interpolated between two "
         f"evaluations. {claims} claims are judged on this page; a claim whose p-value, corrected for their number (Holm), "
         "is above 0.05 is exploratory, even if its own interval decides it. An undecided claim would take about the given number "
-        f"of stages. For each stage, the hardest third of the problems is determined {others}.{same}"
+        f"of stages.{hardest}{same}"
         f" {run['device']}, {versions}, {commits}."
     )
 

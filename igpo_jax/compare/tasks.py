@@ -1,11 +1,15 @@
 """A comparison on several tasks: one comparison for each configuration, in a folder of its own, and one page over all of them."""
 
+import functools
 import json
 import pathlib
 import subprocess
 import sys
+import threading
 from typing import Any
 
+from igpo_jax.cli import load_config, resolve_config_path
+from igpo_jax.compare.arms import check_arms
 from igpo_jax.compare.intervals import holm
 from igpo_jax.compare.page import VERDICTS, accuracy_figure, difference, markdown_table, markdown_text, with_interval
 from igpo_jax.report.style import PALETTE
@@ -21,6 +25,23 @@ def task_name(config: str) -> str:
     """Returns the name of a comparison's folder, given the configuration `FILE.py` or `FILE.py:VARIANT`."""
     file, _, variant = config.partition(":")
     return "-".join(filter(None, (pathlib.Path(file).stem, variant)))
+
+
+def check_tasks(configs: list[str], arms: list[str], overrides: list[str]) -> None:
+    """Raises ValueError if a configuration cannot be loaded, lacks a key of `overrides`, or does not go with an arm. An error is
+    found before the first comparison takes hours."""
+    for name in configs:
+        config = load_config(resolve_config_path(name))
+        for override in overrides:
+            key = override.removeprefix("--config.").partition("=")[0]
+            try:
+                functools.reduce(lambda section, part: section[part], key.split("."), config)
+            except KeyError:
+                raise ValueError(f"--tasks: {name} has no key {key}, which is given for all tasks") from None
+        try:
+            check_arms(config, arms, overrides)
+        except ValueError as error:
+            raise ValueError(f"--tasks: {name}: {error}") from None
 
 
 def compare_tasks(folder: pathlib.Path, configs: list[str], arguments: list[str]) -> None:
@@ -39,6 +60,8 @@ def compare_tasks(folder: pathlib.Path, configs: list[str], arguments: list[str]
 
         with interrupts.before_end(stop):
             code = process.wait()
+            if interrupts.first_signal() is not None:
+                threading.Event().wait()  # until the thread that has stopped the comparison ends this process
         if code:
             raise RuntimeError(f"the comparison on {name} has stopped (exit code {code}), see above")
     write_tasks(folder, {name: read_json(folder / name / "comparison.json") for name in names})

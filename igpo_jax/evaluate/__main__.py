@@ -63,7 +63,7 @@ from igpo_jax.tasks.problem import Problem
 CONFIG = define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder, to evaluate on its own test problems.")
 STEP = flags.DEFINE_integer(
-    "step", None, "With --workdir, the number of the checkpoint in RUN/checkpoints/STAGE; by default the newest.", lower_bound=0
+    "step", None, "With --workdir, the number of a checkpoint of --stage, by default rl; by default the newest.", lower_bound=0
 )
 STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "The stage whose newest checkpoint is evaluated; by default the last.")
 OUTPUT = flags.DEFINE_string(

@@ -75,8 +75,10 @@ def restore_run(
     check_model_divides(model, mesh, config.lora)
     # A stage that has begun may not have a checkpoint yet.
     saved = [name for name in ("sft", "rl") if steps_in(checkpoints_of(workdir) / name)]
-    stage, _, number = (stage or (saved[-1] if saved else "sft")).partition("-")
-    require(number.isdecimal() or not number, f"stage {stage}-{number} has no number of a step after its name")
+    given = stage or (saved[-1] if saved else "sft")
+    stage, dash, number = given.partition("-")
+    valid = stage in ("sft", "rl") and number.isdecimal() == bool(dash)
+    require(valid, f"stage={given!r} is neither sft nor rl, nor one of them with a step, such as rl-40")
     folder = checkpoints_of(workdir) / stage
     if not is_folder(folder):
         raise ValueError(f"{folder.parent} has no checkpoints of the stage {stage!r}")

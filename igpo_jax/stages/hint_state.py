@@ -32,7 +32,10 @@ def update_hint_state(experiment: Experiment, state: IterationState, rollouts: S
             rows, first = present(experiment.rl_data).rows_of(to_host(sampled.groups.problem_id)), sampled.first
             bank = update_solution_bank(bank, rows, first.tokens, first.grades.correct, experiment.model.eos_id)
     second = [sampled.second.grades for sampled in rollouts if sampled.second is not None]
-    correct = np.concatenate([grades.correct[grades.graded] for grades in second]) if second else np.zeros(0)
+    # How many further completions of a group are sampled depends on whether the first ones are correct.
+    first = slice(experiment.config.inpainting.tries or None)
+    correct = [grades.correct[:, first][grades.graded[:, first]] for grades in second]
+    correct = np.concatenate(correct) if correct else np.zeros(0)
     if center is not None and correct.size:
         center = next_hint_ratio_center(center, float(correct.mean()), experiment.config.inpainting)
     return dataclasses.replace(state, solution_bank=bank, hint_ratio_center=center)

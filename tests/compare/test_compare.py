@@ -59,7 +59,7 @@ def test_arms_are_compared_at_what_the_cheapest_spends(folder):
     runs = stages(folder, "grpo", "igpo", "dapo")
     igpo, dapo = runs["igpo"][0][0], runs["dapo"][0][0]
     assert igpo.evaluations.tolist() == [0, 400, 800, 1200] and dapo.prompts.tolist() == [0, 32, 64, 96]
-    assert igpo.seconds.tolist() == pytest.approx([0, 2 / 3, 4 / 3, 2])
+    assert igpo.seconds.tolist() == pytest.approx([0, 2 / 3, 4 / 3, 2])  # the log has no times of iterations
     by_evaluations, by_prompts = (numbers.at_budget(runs, budget) for budget in ("evaluations", "prompts"))
     for seed in range(3):
         grpo, igpo, dapo = (runs[arm][seed][0].correct for arm in ("grpo", "igpo", "dapo"))
@@ -70,6 +70,23 @@ def test_arms_are_compared_at_what_the_cheapest_spends(folder):
         np.testing.assert_array_equal(by_prompts["igpo"][seed, 0], igpo[3])
         np.testing.assert_allclose(by_prompts["dapo"][seed, 0], (dapo[1] + dapo[2]) / 2)
     assert numbers.share_used(runs, "evaluations", "igpo") == 0.5
+
+
+def test_wall_time_is_that_of_the_iterations(folder):
+    file = folder / "seed-0" / "igpo" / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        row |= {"time/total": float(row["step"])} if row["stage"] == "rl" else {}
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert numbers.read_run_numbers(file.parent).seconds.tolist() == [0, 1 + 2, 1 + 2 + 3 + 4, 21]
+
+
+def test_between_two_evaluations_the_only_verdict_counts():
+    nan = np.nan
+    correct = np.array([[1, nan, 0, nan], [nan, 0, 1, nan]])
+    run = numbers.RunNumbers(*[np.array([0.0, 10.0])] * 3, correct, [], {})
+    np.testing.assert_array_equal(numbers.verdicts_after(run, "prompts", 4.0), [1, 0, 0.4, nan])
+    np.testing.assert_array_equal(numbers.verdicts_after(run, "prompts", 0.0), correct[0])
 
 
 def test_a_claim_has_the_largest_budget_that_its_own_arms_reach(folder):
@@ -215,6 +232,12 @@ def test_one_page_shows_all_tasks(folder):
     assert html.count("<svg") == 2 and "words-small: accuracy on 30 held-out problems" in html and "<script" not in html
     after = [claim["p_corrected"] for claim in json.loads((folder / "tasks.json").read_text())["sums"]["claims"]]
     assert all(b is None or b >= a for a, b in zip(before, after, strict=True)) and before != after
+    with pytest.raises(ValueError, match="no config file 'wrods.py'"):
+        tasks.check_tasks(["wrods.py"], ["igpo"], [])
+    with pytest.raises(ValueError, match=r"--tasks: words\.py:smoke has no key task\.slots"):
+        tasks.check_tasks(["words.py:smoke"], ["igpo"], ["--config.task.slots=4"])
+    with pytest.raises(ValueError, match=r"--tasks: gsm8k\.py: arm grpo_few: this configuration lacks a key"):
+        tasks.check_tasks(["gsm8k.py"], ["grpo_few"], [])
     with pytest.raises(ValueError, match="--tasks: two tasks are called words-small"):
         tasks.compare_tasks(folder, ["words.py:small", "a/words.py:small"], [])
 
@@ -299,8 +322,9 @@ def test_every_arm_can_be_trained_with_the_configuration_of_the_readme():
         check_arms(config, ["igpo"], [])
     with pytest.raises(ValueError, match="--config.seed"):
         check_arms(config, ["igpo"], ["--config.seed=3"])
-    with pytest.raises(ValueError, match="--config.rl.seed conflicts with --rl_seeds"):
-        check_arms(config, ["igpo"], ["--config.rl.seed=3"])
+    config.rl.seed = 3
+    with pytest.raises(ValueError, match=r"rl\.seed=3 conflicts with --rl_seeds, which counts from 0"):
+        check_arms(config, ["igpo"], [])
 
 
 @pytest.mark.slow
