@@ -28,6 +28,7 @@ FOLDERS = ("igpo_jax", "tests", "benchmarks", "configs", "docs", "launch")
 # Names of files that are not in this repository.
 ELSEWHERE = {
     "comparison.md": "written by igpo_jax.compare",
+    "tasks.md": "the same",
     "runs/compare/comparison.md": "the same",
     "file.py": "a placeholder for a configuration",
     "modeling_llada.py": "released with LLaDA's weights",

@@ -22,7 +22,7 @@ BUDGETS = {"equal_evaluations": "evaluations", "equal_prompts": "prompts", "equa
 
 
 def task_name(config: str) -> str:
-    """Returns the name of a comparison's folder, given the configuration `FILE.py` or `FILE.py:VARIANT`."""
+    """Returns the name of a comparison's folder, given its configuration, such as `words.py:smoke`."""
     file, _, variant = config.partition(":")
     return "-".join(filter(None, (pathlib.Path(file).stem, variant)))
 
