@@ -122,3 +122,16 @@ def test_the_curriculum_and_the_solution_bank_use_graded_completions():
     assert following.solution_bank.tolist() == [[NO_SOLUTION] * 3, tokens[0, 1].tolist()]
     assert following.hint_ratio_center == pytest.approx(0.5 + 0.4 * (0.5 - 0.75))
     assert after(SimpleNamespace(grades=grades_of([[np.nan] * 4]))).hint_ratio_center == 0.5
+
+
+def test_the_curriculum_is_not_biased_by_later_tries():
+    """Later tries are only made for groups that have correct ones, so they do not count."""
+    config = SimpleNamespace(inpainting=InpaintingConfig(curriculum=0.4, tries=2))
+    experiment = SimpleNamespace(config=config)
+    state = IterationState(0, None, None, hint_ratio_center=0.5)
+    correct = np.array([[1, 0, 1, 1], [0, 0, 0, 0]], bool)
+    rewards = np.where([[True] * 4, [True, True, False, False]], correct.astype(np.float32), np.nan)
+    nothing = np.zeros_like(correct)
+    second = SimpleNamespace(grades=Grades(rewards, correct, nothing, nothing))
+    following = update_hint_state(experiment, state, [SimpleNamespace(second=second)])
+    assert following.hint_ratio_center == pytest.approx(0.5 + 0.4 * (0.5 - 0.25))
