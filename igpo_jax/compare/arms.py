@@ -86,8 +86,8 @@ ARMS = {
     "igpo_position_first_hot_tries": Arm(
         "the same, hinted completions 4 at a time while some, but too few, are correct", POSITION_FIRST | HOT | TRIES
     ),
-    "best": Arm("IGPO, position-first, temperature 1, 4 at a time, no KL, falling learning rate", STEADY | TRIES),
-    "grpo_best": Arm("GRPO, position-first, temperature 1, no KL, falling learning rate", STEADY | NO_HINTS),
+    "igpo_steady": Arm("IGPO, position-first, temperature 1, 4 at a time, no KL, falling learning rate", STEADY | TRIES),
+    "grpo_steady": Arm("GRPO, position-first, temperature 1, no KL, falling learning rate", STEADY | NO_HINTS),
     "diffu_grpo": Arm(
         "diffu-GRPO (d1): masked prompt tokens", OTHER | {"objective.estimator": "prompt_masked", "objective.ratio": "token"}
     ),
@@ -141,14 +141,14 @@ CLAIMS = (
     Claim("At temperature 1, position-first sampling alone is better than GRPO", "grpo_position_first_hot", ("grpo_hot",)),
     Claim("Hints help at temperature 1, too", "igpo_hot", ("grpo_hot",)),
     Claim("Hints help position-first sampling at temperature 1, too", "igpo_position_first_hot", ("grpo_position_first_hot",)),
-    Claim("Hints help the best setting, too", "best", ("grpo_best",)),
-    Claim("The best setting is better than the paper's IGPO", "best", ("igpo",)),
+    Claim("Cheaper second attempts are better", "igpo_tries", ("igpo",)),
     Claim(
-        "The best setting is better than GRPO with position-first sampling at temperature 1",
-        "best",
+        "With cheaper second attempts, hints help position-first sampling at temperature 1",
+        "igpo_position_first_hot_tries",
         ("grpo_position_first_hot",),
     ),
-    Claim("Cheaper second attempts are better", "igpo_tries", ("igpo",)),
+    Claim("Exact likelihoods from left to right are better than the mean field", "just_grpo", ("grpo_position_first_hot",)),
+    Claim("Hints help with a falling learning rate and without KL, too", "igpo_steady", ("grpo_steady",)),
     Claim("A curriculum is better than a fixed ratio", "curriculum", ("small_chunks",)),
     Claim("Supervising hint tokens is better than the policy gradient on a fifth of them", "supervised_hints", ("igpo",)),
     Claim("Hint tokens have to be trained on: the filter is better than none of them", "igpo", ("no_hint_tokens",)),
