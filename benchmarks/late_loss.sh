@@ -7,13 +7,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-.venv/bin/python}"
 comparison=${1:-runs/compare} output=${2:-runs/late_loss}
-no_kl=--config.objective.kl_coefficient=0.0
+no_kl=(--config.objective.kl_coefficient=0.0)
 for seed in 0 1 2; do
   for name in paper no-kl no-kl-decay; do
     case $name in
       paper) flags=() ;;
-      no-kl) flags=($no_kl) ;;
-      no-kl-decay) flags=($no_kl --config.rl.optimizer.schedule=linear) ;;
+      no-kl) flags=("${no_kl[@]}") ;;
+      no-kl-decay) flags=("${no_kl[@]}" --config.rl.optimizer.schedule=linear) ;;
     esac
     start=$comparison/seed-$seed/supervised folder=$output/$name-seed-$seed
     if [ ! -e "$folder" ]; then

@@ -135,7 +135,10 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
     with interrupts.before_end(stop_runs), progress(sum(map(len, stages)), 0, "runs") as bar, pool:
         try:
             for stage in stages:
-                futures = [pool.submit(train, folder / f"seed-{seed}", file, *run, overrides, running) for seed, *run in stage]
+                futures = [
+                    pool.submit(train, folder / f"seed-{seed}", file, arm, rl_seed, overrides, running)
+                    for seed, arm, rl_seed in stage
+                ]
                 for done in concurrent.futures.as_completed(futures):
                     done.result()
                     bar.update(1)

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from igpo_jax import config as configuration
-from igpo_jax.compare.arms import ARMS
+from igpo_jax.compare.arms import ARMS, overrides_of
 from igpo_jax.run import checkpoint_integrity as integrity
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import open_experiment
@@ -259,9 +259,9 @@ def test_a_run_of_an_earlier_version_continues(finished, tmp_path):
 def test_arms_of_a_comparison_share_the_identity_of_the_supervised_stage():
     config = tiny()
     fingerprints = {configuration.fingerprint(tiny(rl__iterations=0), "sft")}
-    for arm in ARMS.values():
+    for arm in ARMS:
         changed = config.copy_and_resolve_references()
-        changed.update_from_flattened_dict(arm.overrides)
+        changed.update_from_flattened_dict(overrides_of(arm, config))
         fingerprints.add(configuration.fingerprint(changed, "sft"))
     assert fingerprints == {configuration.fingerprint(config, "sft")}
     assert configuration.fingerprint(tiny(sft__updates=100), "sft") not in fingerprints
