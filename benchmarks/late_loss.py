@@ -9,6 +9,7 @@ import re
 import sys
 
 import numpy as np
+from ml_collections import ConfigDict
 
 import igpo_jax
 from igpo_jax.run.metrics import read_rows
@@ -44,8 +45,8 @@ def row_of(run: pathlib.Path, problems: list) -> list[str]:
 
 def main():
     folder, table = map(pathlib.Path, sys.argv[1:])
-    task = arithmetic.defaults(slots=6, test_problems=VALIDATION + TEST)
-    problems = arithmetic.load(type("Task", (dict,), {"__getattr__": dict.__getitem__})(task), "test", 0)[VALIDATION:]
+    task = ConfigDict(arithmetic.defaults(slots=6, test_problems=VALIDATION + TEST))
+    problems = arithmetic.load(task, "test", 0)[VALIDATION:]
     header = [
         "setting",
         "seed",

@@ -7,11 +7,12 @@ comparison.md."""
 import json
 import pathlib
 import sys
+from typing import get_args
 
 import numpy as np
 
 from igpo_jax.compare.arms import CLAIMS, HARD
-from igpo_jax.compare.numbers import ALL_WRONG_METRIC, RunNumbers, Runs, arm_numbers, judged, same_verdicts
+from igpo_jax.compare.numbers import ALL_WRONG_METRIC, Budget, RunNumbers, Runs, arm_numbers, at_budget, judged, same_verdicts
 from igpo_jax.compare.page import write_comparison
 
 KEPT = (
@@ -44,9 +45,10 @@ def main():
     old, folder = json.loads(pathlib.Path(sys.argv[1]).read_text()), pathlib.Path(sys.argv[2])
     runs, everything = read_runs(old), np.ones((len(old["seeds"]), 1), bool)
     decidable = [claim for claim in CLAIMS if {claim.better, *claim.worse} <= set(runs) and claim.measure != HARD]
+    correct = {budget: at_budget(runs, budget) for budget in get_args(Budget)}
     arms = []
     for before in old["arms"]:
-        arm = arm_numbers(before["arm"], runs, everything) | {key: before.get(key) for key in KEPT}
+        arm = arm_numbers(before["arm"], runs, correct, everything) | {key: before.get(key) for key in KEPT}
         arms.append(arm | {"hardest_third": {"mean": None, "interval95": None}})
     found = old | {
         "rl_seeds": 1,

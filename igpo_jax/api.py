@@ -324,7 +324,8 @@ def load(
         mesh: the device mesh that holds the parameters. The default is a mesh of all devices, with the shape for which sampling
             is estimated to be fastest.
         stage: "sft" or "rl", the stage of a training run whose newest checkpoint is loaded, or the stage and the step of a
-            checkpoint, such as "rl-40". The default is the last stage that has a checkpoint. The argument is only allowed if `path` is a run's folder.
+            checkpoint, such as "rl-40". The default is the last stage that has a checkpoint. The argument is only allowed if
+            `path` is a run's folder.
         needs: the kind of input that the model will be given: "ids", "text" or "chat". If such input needs a tokenizer or a
             chat template that the folder lacks, raises ValueError before any weights are read.
         trust: names of Python modules outside this package that config.json of a training run may name as its task. Loading the

@@ -113,8 +113,8 @@ def train(experiment: Experiment) -> None:
         with Checkpoints(folder / "sft", keep=keep, identity=experiment.identity("sft")) as saved:
             start = run_sft(experiment, saved, preempted)
         if config.rl.iterations:
-            kept: dict[str, Any] = {"keep": keep, "keep_every": config.rl.keep_every, "best": True}
-            with Checkpoints(folder / "rl", **kept, identity=experiment.identity("rl")) as saved:
+            every, identity = config.rl.keep_every, experiment.identity("rl")
+            with Checkpoints(folder / "rl", keep=keep, keep_every=every, identity=identity, best=True) as saved:
                 run_rl(experiment, start, saved, preempted)
 
 

@@ -27,13 +27,7 @@ from typing import Any
 
 from absl import flags
 
-from igpo_jax.cli import (
-    config_overrides,
-    define_config,
-    escape_controls,
-    parse_flags,
-    run_command,
-)
+from igpo_jax.cli import config_overrides, define_config, escape_controls, parse_flags, run_command
 from igpo_jax.compare.arms import check_arms, check_comparison, overrides_of, parse_arms, parse_seeds, run_name
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
@@ -52,7 +46,9 @@ from igpo_jax.runtime.progress import progress
 CONFIG = define_config()
 ARM_NAMES = flags.DEFINE_string("arms", "grpo,resample,dapo,igpo,igpo_ref,full_hint", "Comma-separated, or all.")
 SEEDS = flags.DEFINE_string("seeds", None, "Of supervised stages, FIRST..LAST or a list; by default 0..4, with --quick 0..3.")
-OUTPUT = flags.DEFINE_string("output", None, "The folder to write; by default runs/compare-CONFIG.")
+OUTPUT = flags.DEFINE_string(
+    "output", None, "The folder to write; by default runs/compare-CONFIG, with --tasks runs/compare-tasks."
+)
 RL_SEEDS = flags.DEFINE_integer("rl_seeds", 1, "Runs of each arm from each supervised stage.", lower_bound=1)
 TASKS = flags.DEFINE_list("tasks", [], "Further configurations to compare on; one page shows all of them.")
 JOBS = flags.DEFINE_integer("jobs", 1, "Concurrent runs.", lower_bound=1)

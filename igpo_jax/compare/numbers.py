@@ -4,7 +4,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -203,9 +203,11 @@ def same_verdicts(runs: dict[str, Runs]) -> list[list[str]]:
     return [group for group in groups if len(group) > 1]
 
 
-def arm_numbers(arm: str, runs: dict[str, Runs], hard: np.ndarray) -> dict[str, Any]:
-    """Returns the results of one of several arms for comparison.json. `hard`, bool [stages, problems], marks the hardest third of the
-    problems."""
+def arm_numbers(
+    arm: str, runs: dict[str, Runs], correct: dict[Budget, dict[str, np.ndarray]], hard: np.ndarray
+) -> dict[str, Any]:
+    """Returns the results of one of several arms for comparison.json. `correct` maps each budget to the result of `at_budget` for
+    these arms. `hard`, bool [stages, problems], marks the hardest third of the problems."""
     own = [run for stage in runs[arm] for run in stage]
 
     def mean_of(name: str, part: slice = slice(None)) -> float | None:
@@ -221,13 +223,13 @@ def arm_numbers(arm: str, runs: dict[str, Runs], hard: np.ndarray) -> dict[str, 
         median = costs[(len(own) - 1) // 2]
         return float(median) if np.isfinite(median) else None
 
-    by_evaluations = at_budget(runs, "evaluations")[arm]
+    by_evaluations = correct["evaluations"][arm]
     return {
         "arm": arm,
         "title": ARMS[arm].title,
         "equal_evaluations": _accuracy(by_evaluations),
-        "equal_prompts": _accuracy(at_budget(runs, "prompts")[arm]),
-        "equal_seconds": _accuracy(at_budget(runs, "seconds")[arm]),
+        "equal_prompts": _accuracy(correct["prompts"][arm]),
+        "equal_seconds": _accuracy(correct["seconds"][arm]),
         "budget_used": share_used(runs, "evaluations", arm),
         "hardest_third": _accuracy(by_evaluations, hard),
         "of_each_run": [[mean_with_interval(run)["mean"] for run in stage] for stage in by_evaluations],
@@ -264,7 +266,8 @@ def compare_runs(folder: pathlib.Path, arms: list[str], seeds: list[int], rl_see
 
     runs = {arm: [of_stage(seed, arm) for seed in seeds] for arm in arms}
     with wrap_read_errors(folder):
-        hard = hardest_third(at_budget(runs, "prompts"))
+        correct = {budget: at_budget(runs, budget) for budget in get_args(Budget)}
+        hard = hardest_third(correct["prompts"])
         decidable = [claim for claim in CLAIMS if {claim.better, *claim.worse} <= set(arms)]
         every = [
             (arm, seed, n, run)
@@ -276,7 +279,7 @@ def compare_runs(folder: pathlib.Path, arms: list[str], seeds: list[int], rl_see
             "seeds": seeds,
             "rl_seeds": rl_seeds,
             "problems": int(hard.shape[1]),
-            "arms": [arm_numbers(arm, runs, hard) for arm in runs],
+            "arms": [arm_numbers(arm, runs, correct, hard) for arm in runs],
             "claims": judged(decidable, runs, hard),
             "same_verdicts": same_verdicts(runs),
             "curves": {arm: [_curves(run) for stage in of_arm for run in stage] for arm, of_arm in runs.items()},

@@ -70,7 +70,8 @@ class InitialCanvas:
 
 @flax.struct.dataclass
 class Attempt:
-    """One attempt at a batch of problems: G sampled and graded completions for each problem, on the host."""
+    """One attempt at a batch of problems: G completions for each problem, on the host. All are sampled and graded, but for those
+    that `inpainting.tries` saves, see `Grades.sampled`."""
 
     tokens: np.ndarray  # i32[n, g, l]
     unmask_step: np.ndarray  # i32[n, g, l], `HINT` for hints
@@ -188,6 +189,7 @@ def _second_attempt(context: RolloutContext, prompts: PromptBatch, triggered: np
 
 
 def _not_sampled(start: InitialCanvas) -> Attempt:
+    """Returns an attempt in which no completion has been sampled yet, with the canvases and hint ratios of `start`."""
     no = np.zeros(start.ratio.shape, bool)
     grades = Grades(np.full(no.shape, np.nan, np.float32), no, no.copy(), no.copy())
     return Attempt(np.array(start.canvas), np.zeros(start.canvas.shape, np.int32), grades, np.array(start.ratio))

@@ -22,7 +22,7 @@ from igpo_jax.runtime.orbax_files import check_chunks
 from igpo_jax.runtime.preemption import Terminated
 
 SAVE_ATTEMPTS = 10  # of a save to a bucket
-MOST_TRIED = 50  # checkpoints to read if the newest ones are damaged; a run keeps fewer
+MOST_TRIED = 50  # checkpoints to read if the newest ones are damaged
 
 log = logging.getLogger(__name__)
 
@@ -227,9 +227,9 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def restore_params(self, abstract_params, step: int | None = None):
         """Returns (step, parameters) of the newest readable checkpoint, or None if there are no checkpoints. If `step` is given,
-        reads the checkpoint of this step, and raises ValueError if there is none. Skips the optimizer state. Logs a warning if the checkpoint was saved with another configuration. Raises ValueError if the
-        checkpoint contains parameters that the model lacks, because a model without these parameters would compute something
-        else."""
+        reads the checkpoint of this step, and raises ValueError if there is none. Skips the optimizer state. Logs a warning if
+        the checkpoint was saved with another configuration. Raises ValueError if the checkpoint contains parameters that the
+        model lacks, because a model without these parameters would compute something else."""
         steps = self.steps()
         missing = f"{self.folder} has no checkpoint of step {step}; it has those of {', '.join(map(str, steps)) or 'none'}"
         require(step is None or step in steps, missing)

@@ -27,6 +27,7 @@ class Grades:
 
     @property
     def sampled(self) -> np.ndarray:
+        """Mask of the completions that were sampled, bool [n, g]."""
         return ~np.isnan(self.rewards)
 
     @property
