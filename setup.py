@@ -25,6 +25,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    entry_points={"console_scripts": ["igpo = igpo_jax.__main__:main"]},
     # The configuration files stay at the top of the repository; a wheel has them in the package. Nothing imports them.
     packages=[*find_packages(include=["igpo_jax", "igpo_jax.*"]), "igpo_jax.configs"],
     package_dir={"igpo_jax.configs": "configs"},

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import inspect
 import logging
 import os
 import pathlib
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
+from igpo_jax.command_help import HELP, HELP_CONFIG, command_help, config_help
 from igpo_jax.runtime import interrupts
 from igpo_jax.runtime.buckets import with_addresses
 
@@ -47,6 +49,11 @@ def define_trust() -> "flags.FlagHolder[list[str]]":
     run may use (see tasks/trust.py)."""
     about = "A Python module, or MODULE:FUNCTION, outside igpo_jax that a run's config.json may name and that may be run."
     return flags.DEFINE_multi_string("trust", [], f"{about} May be given several times.")
+
+
+def define_json() -> "flags.FlagHolder[bool]":
+    """Defines the flag --json of the commands that end with a few lines of results."""
+    return flags.DEFINE_bool("json", False, "Print the results as one JSON object instead.")
 
 
 def define_allow_nonfinite() -> "flags.FlagHolder[bool]":
@@ -107,9 +114,11 @@ def parse_flags(arguments: list[str], words: bool = False) -> list[str]:
 def parse_arguments(arguments: list[str], words: bool = False) -> list[str]:
     """Parses a command's flags with absl and returns the arguments that are not flags. If the command line or the config file
     has an error, prints the error in one line and ends the process. An argument that is neither a flag nor the value of a flag
-    is an error. If `words` is True, such an argument is an error only if it contains "=" and no file has this name."""
+    is an error. If `words` is True, such an argument is an error only if it contains "=" and no file has this name. If --help,
+    -h or --help-config is given, prints the help and ends the process with the status 0."""
     interrupts.watch()
     try:
+        print_help(arguments)
         flags.FLAGS.set_gnu_getopt(True)  # flags may follow words
         given, path = _resolve_config(flags.FLAGS.read_flags_from_files(arguments[1:]))
         _check_arguments(given, _known_flags(path), words)
@@ -119,6 +128,20 @@ def parse_arguments(arguments: list[str], words: bool = False) -> list[str]:
             raise ValueError(f"an index in the --config flags fits no value of the configuration: {error}") from None
     except (ValueError, flags.Error) as error:  # absl writes a line for each missing flag
         sys.exit(f"error: {'; '.join(str(error).splitlines())}")
+
+
+def print_help(arguments: Sequence[str]) -> None:
+    """Prints the help that the arguments of a command ask for, and ends the process. Returns if they ask for none."""
+    if not set(arguments).isdisjoint(HELP):
+        print(command_help(_own_flags(dict.fromkeys(flags.FLAGS, False))))
+        sys.exit()
+    if HELP_CONFIG in arguments and "config" in flags.FLAGS:
+        from igpo_jax.config import base_config
+        from igpo_jax.key_help import describe
+
+        path = _resolve_config([argument for argument in arguments[1:] if argument != HELP_CONFIG])[1]
+        print(escape_controls(config_help(describe(load_config(path) if path else base_config()))))
+        sys.exit()
 
 
 def config_overrides(arguments: Sequence[str]) -> list[str]:
@@ -136,17 +159,18 @@ def config_overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def resolve_config_path(argument: str) -> str:
-    """Returns the path of a config file, given a name such as `math.py` or `math.py:variant`. A name without a folder is also
-    looked up in ./configs, and then in the configs/ folder of the installation. The latter folder is inside the package if a
-    wheel was installed, and beside the package in a clone of the repository. If there is no such file, raises a ValueError that
-    lists all config files."""
+    """Returns the path of a config file, given a name such as `math.py`, `math` or `math.py:variant`. A name without a folder
+    is also looked up in ./configs, and then in the configs/ folder of the installation. The latter folder is inside the package
+    if a wheel was installed, and beside the package in a clone of the repository. If there is no such file, raises a ValueError
+    that lists all config files."""
     name, colon, variant = argument.partition(":")
     package = pathlib.Path(__file__).parent
     installed = package / "configs"
     folders = [pathlib.Path("configs"), installed if installed.is_dir() else package.parent / "configs"]
-    for path in [pathlib.Path(name)] + ([folder / name for folder in folders] if "/" not in name else []):
-        if path.is_file():
-            return f"{path}{colon}{variant}"
+    for file in [name] if name.endswith(".py") else [name, f"{name}.py"]:
+        for path in [pathlib.Path(file)] + ([folder / file for folder in folders] if "/" not in file else []):
+            if path.is_file():
+                return f"{path}{colon}{variant}"
     known = sorted({path.name for folder in folders for path in folder.glob("*.py")})
     raise ValueError(f"no config file {name!r} here, nor in configs/; there are: {', '.join(known)}")
 
@@ -173,7 +197,9 @@ def load_config(argument: str) -> "ConfigDict":
 
     path, colon, variant = argument.partition(":")
     try:
-        config = runpy.run_path(path)["get_config"](*([variant] if colon else []))
+        get_config = runpy.run_path(path)["get_config"]
+        has_variants = bool(inspect.signature(get_config).parameters)
+        config = get_config(*([variant] if colon and has_variants else []))
     except Exception as error:  # a config file can raise anything
         in_file = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else in_file[-1] if in_file else None
@@ -185,6 +211,8 @@ def load_config(argument: str) -> "ConfigDict":
         reason = "; ".join(part.partition(" and cannot be added")[0] for part in (told[:1] + told[1:][-1:]))
         where = path if line is None else f"{path}, line {line}"
         raise ValueError(f"{where}: {type(cause).__name__}: {reason}") from None
+    if colon and not has_variants:
+        raise ValueError(f"{path} has no variants; give --config={path}")
     if not isinstance(config, ConfigDict):
         raise ValueError(f"{path}: get_config() returns {type(config).__name__}, not a configuration; start from base_config()")
     return config

@@ -16,13 +16,13 @@ from typing import Any
 import jax
 from absl import flags, logging
 
-from igpo_jax.cli import define_config, escape_controls, parse_flags, run_command
+from igpo_jax.cli import define_config, define_json, escape_controls, parse_flags, run_command
 from igpo_jax.model.sharding import shard_bytes
 from igpo_jax.report.page import write_report
 from igpo_jax.run.bucket_runs import checkpoints_of, opened_workdir
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment, open_experiment
-from igpo_jax.run.results import write_result
+from igpo_jax.run.results import result_lines, write_result
 from igpo_jax.runtime import distributed, preemption
 from igpo_jax.runtime.bucket_folders import address_of
 from igpo_jax.runtime.buckets import with_addresses
@@ -39,6 +39,7 @@ MEMORY_KEYS = (
     "--config.evaluation.batch_size, or --config.model.remat=full, with which the same command continues the run"
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder, which may be gs://BUCKET/RUN; runs/<config> by default.")
+JSON = define_json()
 ACCEPT_LOSS = flags.DEFINE_bool(
     "accept_loss", False, "Continue a run although lines of its logs, or all checkpoints of its last stage, are missing."
 )
@@ -100,9 +101,10 @@ def train_and_report(experiment: Experiment) -> None:
             raise  # ends this process at once, because an orderly exit would wait for the other processes
         sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:
-        shown = ("heldout_loss", "after_sft", "before_rl", "after_rl", "rl_start", "wall_seconds")
-        print(escape_controls(json.dumps({key: result[key] for key in shown if result.get(key)}, indent=2)))
-        print(escape_controls(f"report: {address_of(experiment.workdir / 'report.html')}"))
+        folder = address_of(experiment.workdir)
+        ways = f"report: {folder}/report.html\nnext: igpo playground --model={folder}"
+        lines = [json.dumps(result, indent=2)] if JSON.value else [*result_lines(result), ways]
+        print(escape_controls("\n".join(lines)))
 
 
 def train(experiment: Experiment) -> None:

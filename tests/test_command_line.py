@@ -11,6 +11,7 @@ import sys
 import pytest
 
 import commands
+import igpo_jax.__main__ as igpo_jax_main
 from run_configs import CONFIGS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -21,6 +22,7 @@ SOURCES = {
     if MAIN in path.read_text()
 }
 del SOURCES["tasks.reward_worker"]  # a process that the reward pool starts
+del SOURCES["__main__"]  # runs the others
 WITH_CONFIG = [name for name, text in SOURCES.items() if "define_config()" in text]
 
 
@@ -37,9 +39,68 @@ def config_and_key(command: str) -> tuple[str, str]:
 
 
 def test_the_commands_are_those_of_the_documentation():
-    text = (ROOT / "README.md").read_text()
-    assert set(SOURCES) == set(re.findall(r"python -m igpo_jax\.(\w+)", text))
+    text = (ROOT / "docs" / "commands.md").read_text()
+    assert set(SOURCES) == set(re.findall(r"^ *igpo (\w+)", text, re.MULTILINE))
     assert len(WITH_CONFIG) >= 5
+
+
+def igpo(*arguments, cwd=None):
+    command = [sys.executable, "-m", "igpo_jax", *arguments]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def test_igpo_lists_the_commands_and_suggests_one(tmp_path):
+    for arguments in ([], ["-h"], ["--help"], ["help"]):
+        done = igpo(*arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert re.findall(r"^  (\w+) ", done.stdout, re.MULTILINE) == list(igpo_jax_main.COMMANDS)
+    assert set(igpo_jax_main.COMMANDS) == set(SOURCES)
+    done = igpo("trian\x1b", "--config=arithmetic.py")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: 'trian\\x1b' is no command of igpo; did you mean train?\n"
+
+
+def test_igpo_runs_a_command_as_python_does(tmp_path):
+    arguments = ["train", "--config=arithmetic", "rl.iterations=3"]
+    done = igpo(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, refused(*arguments, cwd=tmp_path))
+
+
+@pytest.mark.slow
+def test_igpo_finds_a_task_in_the_working_folder_and_no_file_there_hides_a_module(tmp_path):
+    (tmp_path / "math.py").write_text("raise RuntimeError")
+    (tmp_path / "mine.py").write_text("from igpo_jax.tasks.arithmetic import *\nfrom igpo_jax.tasks import arithmetic\n")
+    text = "import mine\nfrom igpo_jax.config import base_config\ndef get_config():\n    return base_config(**mine.defaults())\n"
+    (tmp_path / "config.py").write_text(text)
+    console_script = "import sys; from igpo_jax.__main__ import main; sys.exit(main())"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-P", "-c", console_script, "inspect_data", "--config=config.py", "--samples=0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0 and "rl: " in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("command", SOURCES)
+def test_help_shows_usage_and_flags_and_ends_with_status_0(command):
+    done = commands.run(command, "-h", env=os.environ | {"JAX_PLATFORMS": "cpu", "COLUMNS": "80"})
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(f"igpo {command}") and max(map(len, lines)) <= 80
+    flags = re.findall(r'flags\.DEFINE_\w+\(\s*"([\w-]+)"', SOURCES[command])
+    assert all(re.search(rf"^  --(\[no\])?{flag}\b", done.stdout, re.MULTILINE) for flag in flags)
+    assert ("--config.KEY=VALUE" in done.stdout) == (command in WITH_CONFIG)
+
+
+@pytest.mark.parametrize("given", [["--config=arithmetic"], []])
+def test_the_keys_of_a_configuration_are_listed(given):
+    done = commands.run("train", *given, "--help-config", env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"rl.iterations={30 if given else 100}" in done.stdout and ("task.slots=6" in done.stdout) == bool(given)
+
+
+def test_a_variant_of_a_file_without_variants_is_refused(tmp_path):
+    message = refused("train", "--config=arithmetic:fast", cwd=tmp_path)
+    assert message.endswith("arithmetic.py has no variants; give --config=" + message.split()[1] + "\n")
 
 
 @pytest.mark.parametrize("command", SOURCES)

@@ -1,7 +1,7 @@
 """python -m igpo_jax.evaluate --config=evaluate_math.py:paper --config.model=FOLDER --output=DIR [--config.key=value ...]
 python -m igpo_jax.evaluate --workdir=RUN [--stage=sft|rl] [--step=N] [--output=DIR]
 python -m igpo_jax.evaluate --sampler-error --workdir=RUN [--sampler=cache=dual,commit=threshold]
-python -m igpo_jax.evaluate diff DIR DIR
+python -m igpo_jax.evaluate diff DIR DIR [--json]
 python -m igpo_jax.evaluate --regrade=RUN_OR_FILE [--rule=box|number|any] [--output=DIR]
 
 Evaluates a model on benchmarks, or a training run on its own test problems, and records all settings that affect the results.
@@ -19,6 +19,7 @@ if __name__ == "__main__":  # before the slow imports
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -34,7 +35,16 @@ from ml_collections import ConfigDict
 
 import igpo_jax
 from igpo_jax.api import DiffusionLM
-from igpo_jax.cli import define_allow_nonfinite, define_config, define_trust, escape_controls, parse_flags, run_command
+from igpo_jax.cli import (
+    define_allow_nonfinite,
+    define_config,
+    define_json,
+    define_trust,
+    escape_controls,
+    parse_arguments,
+    parse_flags,
+    run_command,
+)
 from igpo_jax.config import MeshConfig
 from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.evaluate.benchmark import compare, run_benchmark
@@ -49,6 +59,7 @@ from igpo_jax.evaluate.protocol import (
 from igpo_jax.evaluate.published import published_beside
 from igpo_jax.evaluate.regrade import regrade
 from igpo_jax.evaluate.samplers import compare_samplers
+from igpo_jax.evaluate.summaries import card_lines, diff_lines
 from igpo_jax.run.results import environment
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.bucket_folders import local_results, opened_by_all, opened_output, share_files
@@ -76,10 +87,12 @@ SAMPLER = flags.DEFINE_list("sampler", [], "With --sampler-error: changes to the
 TRUST = define_trust()
 BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Only these; by default all whose file is given.")
 ALLOW_NONFINITE = define_allow_nonfinite()
+JSON = define_json()
 REGRADE = flags.DEFINE_string("regrade", None, "An evaluation's folder or a JSON Lines file, to grade its texts again.")
 RULE = flags.DEFINE_enum(
     "rule", None, ["box", "number", "any"], "With --regrade: igpo_jax's rule; by default that of the protocol, or any."
 )
+MODEL_FLAGS: tuple[flags.FlagHolder, ...] = (CONFIG, WORKDIR, STAGE, STEP, SAMPLER_ERROR, SAMPLER, TRUST, ALLOW_NONFINITE)
 
 
 def main(_):
@@ -119,7 +132,9 @@ def evaluate_model() -> None:
             raise  # ends this process at once, because other processes may not have noticed the error
         sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:
-        print(escape_controls(card))
+        place = f"all numbers: {folder / 'card.json'}"
+        lines = [json.dumps(card, indent=2, ensure_ascii=False)] if JSON.value else [*card_lines(card), place]
+        print(escape_controls(with_addresses("\n".join(lines))))
 
 
 def print_regraded() -> None:
@@ -129,16 +144,18 @@ def print_regraded() -> None:
     try:
         if not REGRADE.value:
             raise ValueError("--rule goes with --regrade=RUN_OR_FILE")
-        for flag in (CONFIG, WORKDIR, STAGE, STEP, SAMPLER_ERROR, SAMPLER, TRUST):
-            require(
-                flag.value is None or not (flag.present or flag.value),
-                f"--{flag.name} does not go with --regrade, which reads stored texts",
-            )
+        refuse((*MODEL_FLAGS, JSON), "--regrade, which reads stored texts")
         with opened_output(OUTPUT.value) if OUTPUT.value else contextlib.nullcontext((None, None)) as (output, _):
             text = regrade(local_results(REGRADE.value), RULE.value, BENCHMARKS.value, output)
         print(escape_controls(with_addresses(text)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+
+
+def refuse(given: tuple[flags.FlagHolder, ...], by: str) -> None:
+    """Raises ValueError if one of these flags was given. `by` says what it does not go with."""
+    for flag in given:
+        require(flag.value is None or not (flag.present or flag.value), f"--{flag.name} does not go with {by}")
 
 
 def _with_sampler(config: ConfigDict) -> ConfigDict:
@@ -227,7 +244,7 @@ def check_identity(folder: pathlib.Path, model: DiffusionLM, protocol: dict, upl
     share_files(folder, ("protocol.json",), upload)
 
 
-def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: dict, folder: pathlib.Path) -> str:
+def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: dict, folder: pathlib.Path) -> dict[str, Any]:
     """Runs all benchmarks, writes their results to card.json, and returns the content of card.json."""
     begin, device = time.monotonic(), environment()
     measure = compare_samplers if SAMPLER_ERROR.value else run_benchmark
@@ -240,32 +257,27 @@ def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: d
     card |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(time.monotonic() - begin, 1)}
     if jax.process_index() == 0 and not SAMPLER_ERROR.value and (published := published_beside(numbers)):
         card["published"] = published
-    text = json.dumps(card | device, indent=2, ensure_ascii=False)
+    card |= device
     if jax.process_index() == 0:
-        atomic_write(folder / "card.json", text)
-    return text
-
-
-def parse_nothing(arguments: list[str]) -> list[str]:
-    """Returns the command-line arguments unchanged, because the command `evaluate diff` has no flags. Sets all flags to their
-    defaults."""
-    flags.FLAGS(arguments[:1])
-    return arguments
+        atomic_write(folder / "card.json", json.dumps(card, indent=2, ensure_ascii=False))
+    return card
 
 
 def diff(arguments: list[str]) -> None:
-    """Runs the command `evaluate diff DIR DIR`. An error message may quote a file from an untrusted source, so `run_command`
+    """Runs the command `evaluate diff DIR DIR [--json]`. An error message may quote a file from an untrusted source, so `run_command`
     escapes the control characters in the message."""
-    if len(arguments) != 2 or any(argument.startswith("-") for argument in arguments):
+    if len(arguments) != 2:
         sys.exit("error: python -m igpo_jax.evaluate diff DIR DIR")
     try:
-        print(escape_controls(json.dumps(compare(*map(local_results, arguments)), indent=2)))
+        refuse((*MODEL_FLAGS, OUTPUT, BENCHMARKS, REGRADE, RULE), "diff, which compares the files of two evaluations")
+        found = compare(*map(local_results, arguments))
+        print(escape_controls(json.dumps(found, indent=2) if JSON.value else "\n".join(diff_lines(found))))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["diff"]:
-        run_command(lambda arguments: diff(arguments[2:]), parse_nothing)
+        run_command(lambda arguments: diff(arguments[2:]), functools.partial(parse_arguments, words=True))
     else:
         run_command(main, parse_flags)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from absl import flags
 
 from igpo_jax import config as configuration
-from igpo_jax.cli import define_config, escape_controls, parse_flags, run_command
+from igpo_jax.cli import define_config, define_json, escape_controls, parse_flags, run_command
 from igpo_jax.data.buckets import DEFAULT_LENGTHS, read_lengths
 from igpo_jax.plan.advice import MOST, plan, remat_choice
 from igpo_jax.plan.devices import topology_devices
@@ -38,7 +38,7 @@ LENGTHS = flags.DEFINE_string(
 REMAT = flags.DEFINE_bool("remat", False, "Compile the update with every model.remat, too, and say which to take.")
 TUNE = flags.DEFINE_bool("tune", False, "Find the settings for which an RL iteration is estimated to be fastest.")
 APPROXIMATE = flags.DEFINE_bool("allow_approximate", False, "With --tune: also try cached samplers, which are approximate.")
-JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of tables.")
+JSON = define_json()
 
 
 def main(_):

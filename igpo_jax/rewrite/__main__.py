@@ -32,9 +32,9 @@ from urllib.parse import urlsplit
 
 from absl import flags, logging
 
-from igpo_jax.cli import escape_controls, parse_flags, run_command
+from igpo_jax.cli import define_json, escape_controls, parse_flags, run_command
 from igpo_jax.grading.answers import extract
-from igpo_jax.rewrite.card import make_card, write_card
+from igpo_jax.rewrite.card import card_lines, make_card, write_card
 from igpo_jax.rewrite.endpoint import Endpoint, Reply, ask_all, require_reply
 from igpo_jax.runtime.bucket_folders import opened_output
 from igpo_jax.runtime.buckets import small_files
@@ -65,6 +65,7 @@ ANSWER = flags.DEFINE_enum(
     "answer", None, ["box", "number", "any"], "How a solution gives its answer; by default box with an endpoint, else any."
 )
 LIMIT = flags.DEFINE_integer("limit", None, "Use only the first problems.", lower_bound=1)
+JSON = define_json()
 WORKERS = flags.DEFINE_integer("workers", 2, "Number of grading processes.", lower_bound=1)
 
 ENDPOINT = flags.DEFINE_string(
@@ -105,7 +106,8 @@ def main(_) -> None:
     try:
         with opened_output(OUTPUT.value) as (folder, _):
             card = rewrite(folder)
-        print(escape_controls(json.dumps(card, indent=2, ensure_ascii=False)))
+        lines = [json.dumps(card, indent=2, ensure_ascii=False)] if JSON.value else card_lines(card, OUTPUT.value)
+        print(escape_controls("\n".join(lines)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -14,6 +14,7 @@ import numpy as np
 from igpo_jax.report.style import AXIS, BLUE, LAYOUT, ORANGE, document, plotly_source
 from igpo_jax.report.templates import read_source
 from igpo_jax.runtime.files import atomic_write
+from igpo_jax.runtime.statistics import percent
 
 Rows = Sequence[dict[str, Any]]
 
@@ -55,6 +56,19 @@ def _length_statistics(lengths: np.ndarray) -> dict[str, float] | None:
         return None
     median, p95, longest = np.percentile(lengths, [50, 95, 100]).tolist()
     return {"mean": float(lengths.mean()), "median": median, "p95": p95, "max": longest, "total": int(lengths.sum())}
+
+
+def card_lines(card: dict[str, Any], folder: str) -> list[str]:
+    """Returns the main numbers of card.json as lines of text. `folder` is the folder of the card."""
+    outcomes = ", ".join(f"{name} {number:,}" for name, number in card["outcomes"].items())
+    before, after = (card["tokens"][when]["mean"] for when in ("before", "after"))
+    lines = [f"kept {card['kept']:,} of {card['problems']:,} solutions ({outcomes})"]
+    lines.append(f"mean tokens: {before:.0f} -> {after:.0f} ({percent(card['tokens']['total_shortening'])} fewer in all)")
+    if cost := card.get("cost"):
+        spent = f"{cost['prompt_tokens']:,} prompt tokens, {cost['completion_tokens']:,} completion tokens"
+        lines.append(f"replies: {cost['replies']:,} ({spent}); without a reply: {sum(card['unanswered'].values()):,}")
+    lines.append(f"solutions: {folder}/kept.jsonl; examples and lengths: {folder}/card.html")
+    return [*lines, f"next: igpo train --config=sft_math.py --config.task.sft=jsonl:{folder}/kept.jsonl"]
 
 
 def write_card(folder: pathlib.Path, card: dict[str, Any], examples: Sequence[tuple[str, str, str]]) -> None:

@@ -15,7 +15,8 @@ from igpo_jax.config import without_new_keys
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.run.metrics import read_log
 from igpo_jax.runtime.files import atomic_write, wrap_read_errors
-from igpo_jax.runtime.statistics import wilson
+from igpo_jax.runtime.progress import duration
+from igpo_jax.runtime.statistics import interval_text, percent, wilson
 
 EDGE_ROLLOUTS = 4  # number of rollouts to average at the start of the RL stage, and at its end
 PACKAGES = ("igpo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
@@ -126,3 +127,24 @@ def write_result(experiment: Experiment) -> pathlib.Path:
     path = experiment.workdir / "result.json"
     atomic_write(path, json.dumps(summarize(experiment), indent=2))
     return path
+
+
+def result_lines(result: dict[str, Any]) -> list[str]:
+    """Returns the main numbers of a result.json as lines of text."""
+    before, after = (result.get(name) for name in ("before_rl", "after_rl"))
+    last = after or result.get("after_sft")
+    lines = []
+    if last:
+        problems = f"accuracy on {last['problems']:,} test problems"
+        change = f"{percent(before['accuracy'])} -> " if before and after else "after the supervised stage "
+        lines.append(f"{problems}: {change}{percent(last['accuracy'])} ({interval_text(last['interval95'])})")
+    if loss := result.get("heldout_loss"):
+        lines.append(f"held-out loss: {loss['first']:.3f} -> {loss['last']:.3f}")
+    if "rl_start" in result:
+        start, end = (percent(result[edge]["all_wrong_groups"]) for edge in ("rl_start", "rl_end"))
+        rescued = result["rl_start"]["rescue_rate"]
+        hints = "" if rescued is None else f"; hints rescued {percent(rescued)} of the first"
+        lines.append(f"groups with only wrong answers: {start} of the first rollouts, {end} of the last{hints}")
+    names = {"sft": "supervised stage", "rl": "RL"}
+    spent = [f"{names[stage]} {duration(seconds)}" for stage, seconds in result["wall_seconds"].items() if seconds]
+    return [*lines, f"time: {', '.join(spent) or 'no update'}"]

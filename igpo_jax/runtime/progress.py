@@ -13,3 +13,10 @@ def progress(total: int, done: int, description: str, **options) -> tqdm:
     # A single process must not call process_index, which starts JAX and occupies an accelerator that the command may not need.
     disable = (jax.distributed.is_initialized() and jax.process_index() > 0) or done == total
     return tqdm(total=total, initial=done, desc=description, mininterval=seconds, disable=disable, **options)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -5,6 +5,7 @@ completion, 0 for a wrong one, and NaN for a completion without a verdict. Compl
 bool are accepted."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -117,3 +118,12 @@ def sign_flip(difference: np.ndarray) -> float:
             sums = (draw.integers(0, 2, (rows, len(difference)), dtype=np.int8) * 2 - 1) @ difference
         larger += int((np.abs(sums) >= limit).sum())
     return (larger + 1) / (RESAMPLES + 1)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def interval_text(interval: Sequence[float]) -> str:
+    """Returns the text of a 95 % confidence interval, given as two shares."""
+    return f"95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f}"

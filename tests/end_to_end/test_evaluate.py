@@ -38,7 +38,7 @@ def config(tmp_path_factory):
 
 
 def evaluated(command, config, model, output, *flags):
-    done = command("evaluate", f"--config={config}", f"--config.model={model}", f"--output={output}", *flags)
+    done = command("evaluate", f"--config={config}", f"--config.model={model}", f"--output={output}", "--json", *flags)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((output / "card.json").read_text())
     return {name: (output / f"{name}.jsonl").read_text() for name in ("sums", "drawn") if (output / f"{name}.jsonl").exists()}
@@ -99,20 +99,27 @@ def test_a_run_is_graded_as_it_grades_itself(command, finished, tmp_path):
     for flags, key, name in (([], "after_rl", f"rl-{ITERATIONS}"), (["--stage=sft"], "before_rl", f"sft-{UPDATES}")):
         done = command("evaluate", f"--workdir={workdir}", *flags)
         assert done.returncode == 0, done.stderr
-        card = json.loads(done.stdout)
+        folder = workdir / "evaluations" / name
+        card = json.loads((folder / "card.json").read_text())
+        low, high = (f"{100 * bound:.1f}" for bound in result[key]["interval95"])
+        accuracy = f"{100 * result[key]['accuracy']:.1f} % of {result[key]['problems']} problems (95 % interval {low} to {high})"
+        assert done.stdout == f"arithmetic: {accuracy}\nall numbers: {folder / 'card.json'}\n"
         assert card["benchmarks"]["arithmetic"]["pass@1"] == result[key]["accuracy"]
         assert card["benchmarks"]["arithmetic"]["interval95"] == result[key]["interval95"]
         assert card["protocol"]["arithmetic"]["decode"] == result["decode"]["evaluation"]
-        assert (workdir / "evaluations" / name / "arithmetic.jsonl").is_file()
+        assert (folder / "arithmetic.jsonl").is_file()
 
 
 @pytest.mark.slow
 def test_two_evaluations_are_compared_problem_by_problem(command, config, finished, expected, tmp_path):
     before = tmp_path / "sft"
     evaluated(command, config, finished, before, "--config.stage=sft", "--benchmarks=sums")
-    done = command("evaluate", "diff", str(before), str(expected[0]))
+    done = command("evaluate", "diff", str(before), str(expected[0]), "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    lines = command("evaluate", "diff", str(before), str(expected[0])).stdout.splitlines()
+    one, other = (f"{100 * found['sums'][key]:.1f} %" for key in ("one", "other"))
+    assert lines[0] == "drawn: only one of the two evaluations has it" and lines[1].startswith(f"sums: {one} -> {other} (")
     assert set(found) == {"sums", "drawn"} and found["drawn"] is None  # only one evaluation has it
     accuracies = [
         json.loads((folder / "card.json").read_text())["benchmarks"]["sums"]["pass@1"] for folder in (before, expected[0])

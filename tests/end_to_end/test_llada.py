@@ -126,7 +126,7 @@ def test_a_base_model_that_was_replaced_is_noticed(command, llada, tmp_path):
 
 @pytest.mark.slow
 def test_evaluate_and_generate_work_on_the_run(command, run):
-    done = command("evaluate", f"--workdir={run}")
+    done = command("evaluate", f"--workdir={run}", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"]["origin"]["step"] == 2
     assert generated(command, run, "--chat").strip() and generated(command, run, "--chat", "--stage=sft").strip()

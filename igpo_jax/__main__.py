@@ -1,0 +1,47 @@
+"""igpo COMMAND [flags]
+
+Runs a command of igpo_jax: `igpo train --config=math.py` is the same as `python -m igpo_jax.train --config=math.py`."""
+
+import difflib
+import os
+import runpy
+import sys
+
+import igpo_jax
+
+COMMANDS = {
+    "train": "supervised training, RL with IGPO, evaluations and a report; resumes an interrupted run",
+    "evaluate": "evaluates a model or a run on benchmarks, and compares evaluations",
+    "generate": "completes prompts, or fills the blanks of templates",
+    "playground": "a local page: type a prompt or a template, and watch the canvas fill",
+    "report": "writes the HTML report of a run, or a page that compares several runs",
+    "compare": "trains and compares variants of the method over several seeds",
+    "plan": "does a run fit into memory, and how long does it take? needs no accelerator",
+    "inspect_data": "describes the problems that a run would read",
+    "rewrite": "shortens the solutions of a data set, for supervised training",
+    "convert": "converts models between Hugging Face's format, this package and adapters",
+    "doctor": "checks this machine and the installation",
+}
+
+
+def main() -> None:
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help", "help"):
+        print("igpo COMMAND [flags]      igpo COMMAND --help shows the flags of a command\n")
+        print("\n".join(f"  {command:<14}{about}" for command, about in COMMANDS.items()))
+        return
+    if name == "--version":
+        print(igpo_jax.__version__)
+        return
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        told = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
+        sys.exit(f"error: {ascii(name)[:100]} is no command of igpo; {told}")
+    # A task of one's own may be in the working folder. Behind all others, this folder cannot hide a module of Python.
+    sys.path.append(os.getcwd())
+    del sys.argv[1]
+    runpy.run_module(f"igpo_jax.{name}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
