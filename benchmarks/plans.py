@@ -52,6 +52,7 @@ def tables() -> str:
     lines = []
     for name, flags in FITS.items():
         result = json.loads((RESULTS / f"plan-{name}.json").read_text())
+        result["programs"] = [record for record in result["programs"] if record["used"]]  # earlier files have others
         lines += ["", f"`python -m igpo_jax.plan {flags}`", "", f"{setting(result)}. {verdict(result)}", ""]
         lines += program_table(result)
         held: dict[str, list[str]] = {}

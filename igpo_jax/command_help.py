@@ -5,12 +5,8 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from absl import flags
-
-if TYPE_CHECKING:  # `doctor` shows its help on machines on which packages are missing
-    from ml_collections import ConfigDict
 
 HELP = ("-h", "-help", "--help", "--helpfull", "--helpshort")
 HELP_CONFIG = "--help-config"
@@ -68,8 +64,8 @@ def _meaning(flag: flags.Flag) -> str:
 
 
 def _wrapped(paragraphs: Iterable[str], hanging: int = 0) -> list[str]:
-    options = {"subsequent_indent": " " * hanging, "break_long_words": False, "break_on_hyphens": False}
-    return [line for text in paragraphs for line in textwrap.wrap(text, _columns(), **options)]
+    wrapper = textwrap.TextWrapper(_columns(), subsequent_indent=" " * hanging, break_long_words=False, break_on_hyphens=False)
+    return [line for text in paragraphs for line in wrapper.wrap(text)]
 
 
 def _columns() -> int:

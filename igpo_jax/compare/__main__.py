@@ -23,12 +23,22 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 from absl import flags
 
 from igpo_jax.cli import config_overrides, define_config, escape_controls, parse_flags, run_command
-from igpo_jax.compare.arms import check_arms, check_comparison, overrides_of, parse_arms, parse_seeds, run_name
+from igpo_jax.compare.arms import (
+    SUPERVISED,
+    check_arms,
+    check_comparison,
+    overrides_of,
+    parse_arms,
+    parse_seeds,
+    run_name,
+    time_left,
+)
 from igpo_jax.compare.numbers import compare_runs
 from igpo_jax.compare.page import write_comparison
 from igpo_jax.compare.tasks import check_tasks, compare_tasks
@@ -41,7 +51,7 @@ from igpo_jax.runtime.files import (
     require_stored,
 )
 from igpo_jax.runtime.locks import locked
-from igpo_jax.runtime.progress import progress
+from igpo_jax.runtime.progress import duration
 
 CONFIG = define_config()
 ARM_NAMES = flags.DEFINE_string("arms", "grpo,resample,dapo,igpo,igpo_ref,full_hint", "Comma-separated, or all.")
@@ -54,7 +64,6 @@ TASKS = flags.DEFINE_list("tasks", [], "Further configurations to compare on; on
 JOBS = flags.DEFINE_integer("jobs", 1, "Concurrent runs.", lower_bound=1)
 QUICK = flags.DEFINE_boolean("quick", False, "Few iterations and seeds.")
 
-SUPERVISED = "supervised"
 STARTING = threading.Lock()  # held while a process is added to the set of running processes or removed from it
 
 
@@ -104,9 +113,10 @@ def compare_on_tasks(folder: pathlib.Path, configs: list[str]) -> None:
 
 
 def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int], overrides: list[str]) -> None:
-    """Trains all unfinished runs of a comparison. If the configuration has a supervised stage, trains this stage for each seed
-    before the arms. If a run fails, starts no further runs, waits for the runs in progress, and raises RuntimeError. After a
-    signal, the runs in progress save a checkpoint before this process ends."""
+    """Trains all unfinished runs of a comparison, and prints the name of each run that ends, with the time that is left. If the
+    configuration has a supervised stage, trains this stage for each seed before the arms. If a run fails, starts no further
+    runs, waits for the runs in progress, and raises RuntimeError. After a signal, the runs in progress save a checkpoint before
+    this process ends."""
     cores, shares = sorted(os.sched_getaffinity(0)), queue.SimpleQueue()
     for job in range(JOBS.value):
         shares.put(set(cores[job :: JOBS.value]) or set(cores))
@@ -118,6 +128,11 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
     supervised = [(seed, SUPERVISED, 0) for seed in seeds] if CONFIG.value.sft.updates else []
     # With one RL seed of all stages, all arms can be compared; the further ones make the intervals narrower.
     stages = [supervised, [(seed, arm, rl_seed) for rl_seed in range(RL_SEEDS.value) for seed in seeds for arm in arms]]
+    runs = sum(stages, [])
+    finished = {run for run in runs if (path_of(folder, *run) / "result.json").is_file()}
+    seconds = {run: seconds_of(path_of(folder, *run)) for run in finished}
+    counts = f"{len(supervised)} supervised stages and {len(runs) - len(supervised)} runs that continue them, {len(finished)} finished"
+    tell(f"{folder}: {counts}{time_left(runs, seconds, JOBS.value)}. Each run writes a log: {folder}/seed-N/ARM.log")
     pool = concurrent.futures.ThreadPoolExecutor(JOBS.value, initializer=take_share)
     running: set[subprocess.Popen] = set()
 
@@ -128,25 +143,44 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
         for process in running.copy():
             process.wait()
 
-    with interrupts.before_end(stop_runs), progress(sum(map(len, stages)), 0, "runs") as bar, pool:
+    with interrupts.before_end(stop_runs), pool:
         try:
             for stage in stages:
-                futures = [
-                    pool.submit(train, folder / f"seed-{seed}", file, arm, rl_seed, overrides, running)
+                futures = {
+                    pool.submit(train, folder / f"seed-{seed}", file, arm, rl_seed, overrides, running): (seed, arm, rl_seed)
                     for seed, arm, rl_seed in stage
-                ]
+                }
                 for done in concurrent.futures.as_completed(futures):
-                    done.result()
-                    bar.update(1)
+                    run = futures[done]
+                    spent = done.result()
+                    if run not in finished:
+                        seconds[run] = spent
+                        told = f"{path_of(folder, *run)}: {duration(spent)}; {len(seconds)} of {len(runs)} finished"
+                        tell(told + time_left(runs, seconds, JOBS.value))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: list[str], running: set) -> None:
-    """Trains one run in a separate process. `folder`, seed-N, holds the runs from one supervised stage. `running` contains this
-    process until it ends. If the run fails, raises a RuntimeError that names the log file. Raises ValueError if the folder
-    contains a run of this arm with other overrides."""
+def tell(line: str) -> None:
+    print(escape_controls(line), file=sys.stderr, flush=True)
+
+
+def path_of(folder: pathlib.Path, seed: int, arm: str, rl_seed: int) -> pathlib.Path:
+    return folder / f"seed-{seed}" / run_name(arm, rl_seed)
+
+
+def seconds_of(run: pathlib.Path) -> float:
+    """Returns how long a finished run has trained, without the time of the supervised stage that it continues."""
+    stages = read_json(run / "result.json").get("wall_seconds", {})
+    return float(stages.get("sft" if run.name == SUPERVISED else "rl", 0.0))
+
+
+def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: list[str], running: set) -> float:
+    """Trains one run in a separate process, unless it is finished. Returns the seconds that this took. `folder`, seed-N, holds
+    the runs from one supervised stage. `running` contains this process until it ends. If the run fails, raises a RuntimeError
+    that names the log file. Raises ValueError if the folder contains a run of this arm with other overrides."""
+    begin = time.monotonic()
     run, seed = folder / run_name(arm, rl_seed), int(folder.name.removeprefix("seed-"))
     own = {"rl.iterations": 0} if arm == SUPERVISED else overrides_of(arm, CONFIG.value)
     own |= {"rl.seed": rl_seed} if rl_seed else {}
@@ -154,7 +188,7 @@ def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: li
     if (run / "result.json").is_file():
         other = read_json(run / "result.json").get("seed", seed)
         require(other == seed, f"{run / 'result.json'} is of the seed {other}; move the folder to seed-{other}, or remove it")
-        return
+        return time.monotonic() - begin
     if not run.exists():
         create_run_folder(run)
     command = [sys.executable, "-m", "igpo_jax.train", f"--config={file}", f"--workdir={run}"]
@@ -170,6 +204,7 @@ def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: li
             running.remove(process)
     if code or not (run / "result.json").is_file():
         raise RuntimeError(f"the run {run} has stopped (exit code {code}), see {log}; run the same command to resume")
+    return time.monotonic() - begin
 
 
 def create_run_folder(run: pathlib.Path) -> None:

@@ -3,14 +3,18 @@ set of configuration overrides."""
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
 from igpo_jax.runtime.files import read_json, require_same_identity
+from igpo_jax.runtime.progress import duration
 
 Overrides = dict[str, Any]
+Run = tuple[int, str, int]  # seed of the supervised stage, arm, RL seed
+SUPERVISED = "supervised"  # in place of an arm: the supervised stage itself
 
 NO_HINTS: Overrides = {"inpainting.enabled": False}
 # The reference code's hints and loss (docs/method.md section 15): hints show the answer, and the entropy filter is bypassed.
@@ -220,3 +224,19 @@ def check_comparison(written: pathlib.Path, identity: dict[str, Any], config: Co
     if not written.is_file() or "fingerprint" in read_json(written):
         identity = identity | {"fingerprint": configuration.fingerprint(config)}
     require_same_identity(written, identity, "comparison")
+
+
+def time_left(runs: Sequence[Run], seconds: Mapping[Run, float], jobs: int) -> str:
+    """Returns the end of a line with the estimated time for all runs that are not among `seconds`, {run: seconds}, of which
+    `jobs` run at once. Each is expected to take as long as the mean of those of its kind: a supervised stage, or a run that
+    continues one."""
+    means = {}
+    for is_stage in (True, False):
+        spent = [value for (_, arm, _), value in seconds.items() if (arm == SUPERVISED) is is_stage]
+        means[is_stage] = sum(spent) / len(spent) if spent else None
+    waiting = [means[run[1] == SUPERVISED] for run in runs if run not in seconds]
+    known = [value for value in waiting if value is not None]
+    if not known:
+        return ""
+    unknown = f", and {len(waiting) - len(known)} runs whose time is not known yet" if len(waiting) > len(known) else ""
+    return f"; about {duration(sum(known) / jobs)} left{unknown}"

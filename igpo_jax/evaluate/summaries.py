@@ -1,6 +1,6 @@
 """Lines of text that `evaluate` prints at its end: the main numbers of card.json, and of a comparison of two evaluations."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from igpo_jax.runtime.statistics import interval_text, percent
@@ -42,7 +42,7 @@ def sampler_lines(name: str, numbers: dict[str, Any]) -> Iterator[str]:
     yield f"  {percent(numbers['changed_texts'])} of the texts differ; {cost}"
 
 
-def diff_lines(found: dict[str, dict[str, Any] | None]) -> list[str]:
+def diff_lines(found: Mapping[str, dict[str, Any] | None]) -> list[str]:
     """Returns the main numbers of a comparison of two evaluations, a line for each benchmark, see `benchmark.compare`."""
     only_one = "only one of the two evaluations has it"
     return [f"{name}: {only_one if numbers is None else _paired(numbers)}" for name, numbers in found.items()]
@@ -50,7 +50,9 @@ def diff_lines(found: dict[str, dict[str, Any] | None]) -> list[str]:
 
 def _paired(numbers: dict[str, Any]) -> str:
     low, high = (100 * bound for bound in numbers["interval95"])
-    difference = f"{100 * numbers['difference']:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}, p = {numbers['p_value']:.2g}"
+    difference = (
+        f"{100 * numbers['difference']:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}, p = {numbers['p_value']:.2g}"
+    )
     counts = f"{numbers['better']:,} problems better, {numbers['worse']:,} worse, of {numbers['problems']:,}"
     counts += f"; {numbers['left_out']:,} left out, without a verdict" if numbers["left_out"] else ""
     return f"{percent(numbers['one'])} -> {percent(numbers['other'])} ({difference}; {counts})"

@@ -31,7 +31,7 @@ from igpo_jax.runtime.mesh import make_mesh
 CONFIG = define_config()
 TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:4x4 or h100:8; the devices that are here by default.")
 SLICES = flags.DEFINE_integer("slices", 1, "How many slices of the TPU topology, or hosts with these GPUs.", lower_bound=1)
-PROGRAMS = flags.DEFINE_list("programs", [], "Only these; all by default.")
+PROGRAMS = flags.DEFINE_list("programs", [], "Only these; by default all that the run calls.")
 LENGTHS = flags.DEFINE_string(
     "lengths", None, "Prompt lengths that inspect_data has written; by default those of GSM8K and MATH if model.path is set."
 )
@@ -66,8 +66,8 @@ def main(_):
     print(escape_controls(json.dumps(result, indent=2) if JSON.value else as_text(result)))
 
 
-def tell(record: dict) -> None:
-    print(escape_controls(f"compiled {record['name']}"), file=sys.stderr, flush=True)
+def tell(line: str) -> None:
+    print(escape_controls(line), file=sys.stderr, flush=True)
 
 
 def as_advice(tuned: dict) -> str:

@@ -13,7 +13,7 @@ from igpo_jax.data.buckets import bucket_of, rollout_batches
 from igpo_jax.model import transformer
 from igpo_jax.model.sharding import shard_bytes
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.plan.programs import GIB, Fitted, fitted, gpu_hosts, measure, program_of, programs
+from igpo_jax.plan.programs import GIB, Fitted, Report, fitted, gpu_hosts, measure, program_of, programs
 from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import batch_size_divisor, slice_count
 from igpo_jax.training.policy import Policy
@@ -25,24 +25,24 @@ def plan(
     config: Config,
     mesh: Mesh,
     only: Sequence[str] = (),
-    report=lambda record: None,
+    report: Report = lambda line: None,
     lengths: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Compiles the programs of a training run, or only the programs named in `only`. Returns a dict with the measurements of
-    each program, whether the run fits into memory, and advice on saving memory. Calls `report` with the measurements of each
-    program as soon as the program is compiled. Raises ValueError if `only` contains an unknown name, or if a configured size
-    cannot be divided evenly over the mesh. `lengths`, int [n], are prompt lengths in tokens for `typical_rollout`."""
+    """Compiles the programs that a training run calls, or the programs named in `only`. Returns a dict with the measurements of
+    each program, whether the run fits into memory, and advice on saving memory. Calls `report` with a line of text before each
+    compilation. Raises ValueError if `only` contains an unknown name, or if a configured size cannot be divided evenly over the
+    mesh. `lengths`, int [n], are prompt lengths in tokens for `typical_rollout`."""
     run = fitted(config, mesh, lengths)
     config, model = run.config, run.model
     device = mesh.devices.flat[0]
     memory, records = device_memory_gib(device), []
-    wanted = programs(run)
-    if set(only) - {program.name for program in wanted}:
-        raise ValueError(f"--programs={','.join(only)}: there are {', '.join(p.name for p in wanted)}")
-    for program in wanted:
-        if not only or program.name in only:
-            records.append(measure(program))
-            report(records[-1])
+    known = programs(run)
+    if set(only) - {program.name for program in known}:
+        raise ValueError(f"--programs={','.join(only)}: there are {', '.join(p.name for p in known)}")
+    wanted = [program for program in known if (program.name in only if only else program.used)]
+    for number, program in enumerate(wanted, 1):
+        report(f"compiling {program.name} ({number} of {len(wanted)})")
+        records.append(measure(program))
     peak = max((record["peak_gib"] for record in records if record["used"]), default=0.0)
     result: dict[str, Any] = {"device": device.device_kind, "devices": mesh.devices.size}
     result |= {"slices": slice_count(list(mesh.devices.flat)), "hosts": len(set(gpu_hosts(mesh))) or 1}
@@ -56,9 +56,7 @@ def plan(
     return result | {"programs": records, "advice": advice(config, model, mesh, records)}
 
 
-def typical_rollout(
-    run: Fitted, records: list[dict[str, Any]], lengths: np.ndarray, report=lambda record: None
-) -> dict[str, Any] | None:
+def typical_rollout(run: Fitted, records: list[dict[str, Any]], lengths: np.ndarray, report: Report) -> dict[str, Any] | None:
     """Estimates rollouts whose prompts have the given `lengths` in tokens, int [n]. Returns a dict with the mean number of
     positions per sequence (prompt, padding and completion), the largest number of positions, and the mean seconds per sampler
     call.
@@ -76,8 +74,8 @@ def typical_rollout(
     if not config.rl.iterations or not largest or len(buckets) == 1 or not fitting.size:
         return None
     smallest = dataclasses.replace(config, data=dataclasses.replace(config.data, prompt_buckets=buckets[:1]))
-    shortest = measure(program_of(run._replace(config=smallest), "sample")) | {"name": "sample, smallest prompt bucket"}
-    report(shortest)
+    report("compiling sample for the smallest prompt bucket")
+    shortest = measure(program_of(run._replace(config=smallest), "sample"))
     if "estimated_seconds" not in shortest:
         return None
     seconds = [shortest["estimated_seconds"], *largest]

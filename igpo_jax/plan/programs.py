@@ -4,6 +4,7 @@ no arrays."""
 import dataclasses
 import re
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -55,6 +56,9 @@ QWEN3_SMALL = ModelConfig(
     rope_theta=1e6, norm_epsilon=1e-6, tied_head=True, qk_norm=True,
     never_drawn=((151644, 151645), (151646, 151667), (151670, 151936)),
 )  # fmt: skip
+
+
+Report = Callable[[str], None]  # tells the user what is about to be compiled, because it may take minutes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ sampler settings by the estimates of run/layout.py, and compiles the sampler for
 update with each value of model.remat."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,14 +13,13 @@ from jax.sharding import Mesh
 
 from igpo_jax.config import Config
 from igpo_jax.plan.advice import MOST, remat_choice
-from igpo_jax.plan.programs import GIB, Fitted, fitted, measure, program_of
+from igpo_jax.plan.programs import GIB, Fitted, Report, fitted, measure, program_of
 from igpo_jax.run.layout import Choice, rollout_loads, sampling_choices, sampling_seconds
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import batch_size_divisor
 
 COMPILED = 3  # number of ways to sample that are compiled
-Report = Callable[[dict[str, Any]], None]
 
 
 class Way(NamedTuple):
@@ -34,7 +33,7 @@ def tune(config: Config, mesh: Mesh, lengths: np.ndarray | None, approximate: bo
     """Returns a dict with the command-line flags that select the fastest settings, the estimated seconds of an iteration
     without and with these flags, whether the run fits into memory without them, and the reasons why other settings were
     rejected. `lengths`, int [n], are prompt lengths in tokens, see `rollout_loads`. If `approximate` is True, cached samplers
-    are also tried. Calls `report` with the measurements of each program as soon as the program is compiled. Raises ValueError
+    are also tried. Calls `report` with a line of text before each compilation. Raises ValueError
     if there is no RL stage, if the chip is unknown, or if no settings fit into memory."""
     require(config.rl.iterations > 0, "--tune is for the RL stage, and rl.iterations is 0")
     rejected: list[str] = []
@@ -147,9 +146,8 @@ def _with(config: Config, remat: str, microbatches: int) -> Config:
 
 
 def _measured(run: Fitted, name: str, report: Report) -> dict[str, Any]:
-    record = measure(program_of(run, name))
-    report(record)
-    return record
+    report(f"compiling {name}")
+    return measure(program_of(run, name))
 
 
 def _seconds(run: Fitted, record: dict[str, Any]) -> float:

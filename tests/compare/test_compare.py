@@ -12,7 +12,18 @@ import pytest
 
 import commands
 from igpo_jax.compare import numbers, page, tasks
-from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim, check_arms, parse_arms, parse_seeds
+from igpo_jax.compare.arms import (
+    ALL_WRONG,
+    ARMS,
+    CLAIMS,
+    HARD,
+    SUPERVISED,
+    Claim,
+    check_arms,
+    parse_arms,
+    parse_seeds,
+    time_left,
+)
 from igpo_jax.runtime.files import atomic_write
 
 PROBLEMS, EVERY = 30, 2  # one evaluation every two rollouts
@@ -367,3 +378,11 @@ def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
     assert "Hints help" in done.stdout and "from the same stage" in done.stdout and (tmp_path / "comparison.html").is_file()
     other = commands.run(*command, "--config.rl.iterations=3", env=one_device)
     assert other.returncode == 1 and "another comparison" in other.stderr
+
+
+def test_the_time_that_is_left_is_that_of_the_runs_of_each_kind():
+    runs = [(0, SUPERVISED, 0), (1, SUPERVISED, 0), (0, "grpo", 0), (1, "grpo", 0), (0, "igpo", 0), (1, "igpo", 0)]
+    assert time_left(runs, {}, 1) == ""
+    assert time_left(runs, {runs[0]: 90.0}, 1) == "; about 2 min left, and 4 runs whose time is not known yet"
+    assert time_left(runs, {runs[0]: 90.0, runs[1]: 30.0, runs[2]: 8.0, runs[4]: 12.0}, 2) == "; about 10 s left"
+    assert time_left(runs, dict.fromkeys(runs, 1.0), 2) == ""

@@ -111,6 +111,14 @@ def test_a_model_folder_that_cannot_be_used_is_an_error(tmp_path):
 
 
 @pytest.mark.slow
+def test_programs_that_a_run_does_not_call_are_compiled_only_if_named(mesh):
+    lines: list[str] = []
+    result = advice.plan(parsed(sft__updates=0), mesh, report=lines.append)
+    assert [record["name"] for record in result["programs"]] == [line.split()[1] for line in lines]
+    assert "sft" not in " ".join(lines) and all(record["used"] for record in result["programs"]) and lines[0].endswith(f"(1 of {len(lines)})")
+
+
+@pytest.mark.slow
 def test_what_a_run_does_not_have_does_not_count(mesh):
     result = advice.plan(parsed(sft__updates=0, sft__batch_size=4096), mesh, ["sft", "update"])
     sft, update = result["programs"]
