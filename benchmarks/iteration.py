@@ -2,6 +2,7 @@
 
     python benchmarks/iteration.py v5e:2x4 v5e:4x4 v5p:2x2x4 v6e:2x4    # needs the extra "tpu"
     python benchmarks/iteration.py h100:8 h100:1                        # needs the extra "plan-gpu"
+    python benchmarks/iteration.py rtx4090:1 --variants=int8            # adapters of a frozen model in int8
     python benchmarks/iteration.py --table
 
 Prompts are as long as those of GSM8K and MATH. Version 0.1.0 padded all prompts to 640 tokens, sampled in 8 chunks, and gathered
@@ -34,8 +35,9 @@ SETTINGS = {"before": BEFORE, "exact": {}, "before cached": BEFORE | CACHED, "ca
 
 
 def fitted_run(topology: str, variant: str, changes: dict) -> Fitted:
-    values = runpy.run_path(str(ROOT / "configs" / "math.py"))["get_config"](variant)
-    values.update_from_flattened_dict(changes)
+    frozen = {"model.base_dtype": "int8"} if variant == "int8" else {}
+    values = runpy.run_path(str(ROOT / "configs" / "math.py"))["get_config"]("lora" if frozen else variant)
+    values.update_from_flattened_dict(changes | frozen)
     config = configuration.parse(values)
     return fitted(config, make_mesh(**vars(config.mesh), devices=topology_devices(topology, 1)), LENGTHS)
 

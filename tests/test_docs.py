@@ -12,6 +12,7 @@ import tokenize
 import pytest
 from ml_collections import ConfigDict
 
+import igpo_jax.__main__ as igpo_commands
 from doc_blocks import assert_outputs, blocks_of, run_blocks, with_outputs
 from run_configs import CONFIGS
 
@@ -128,6 +129,8 @@ def prose(path: pathlib.Path) -> str:
 def test_commands_exist(path):
     for name in re.findall(r"python -m (igpo_jax[.\w]*)", path.read_text()):
         assert importlib.util.find_spec(name.rstrip(".")), f"{path.name} names python -m {name}"
+    for name in re.findall(r"^ *igpo (\w+) |`igpo (\w+) ", path.read_text(), re.MULTILINE):
+        assert "".join(name) in igpo_commands.COMMANDS, f"{path.name} names igpo {name}"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -171,7 +174,7 @@ def without_files_of_its_own(document: str) -> str:
     return document
 
 
-def test_the_readme_names_the_transformers_with_which_exports_load():
+def test_the_page_on_models_names_the_transformers_with_which_exports_load():
     """LLaDA's released code never calls post_init, which sets the attribute in transformers 5, so no export can mend it."""
-    text = " ".join((ROOT / "README.md").read_text().split())
+    text = " ".join((ROOT / "docs" / "models.md").read_text().split())
     assert 'needs `pip install "transformers<5"`: transformers 5 expects' in text and "all_tied_weights_keys" in text
