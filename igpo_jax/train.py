@@ -9,6 +9,7 @@ if __name__ == "__main__":  # before the slow imports
 
 import contextlib
 import json
+import math
 import pathlib
 import sys
 from typing import Any
@@ -18,6 +19,7 @@ from absl import flags, logging
 
 from igpo_jax.cli import define_config, define_json, escape_controls, parse_flags, run_command
 from igpo_jax.model.sharding import shard_bytes
+from igpo_jax.model.transformer import abstract
 from igpo_jax.report.page import write_report
 from igpo_jax.run.bucket_runs import checkpoints_of, opened_workdir
 from igpo_jax.run.checkpoint import Checkpoints
@@ -67,16 +69,7 @@ def train_and_report(experiment: Experiment) -> None:
     a signal or an error stops the training."""
     cache_compiled_programs()
     if jax.process_index() == 0:
-        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"
-        excluded = f"{experiment.model.excluded} of {experiment.model.vocab_size} ids, which have no text"
-        config, sampling = experiment.config, dict(experiment.sampling_mesh.shape)
-        copy = shard_bytes(Policy(experiment.model, config.lora).abstract_for_sampling(experiment.sampling_mesh)) / 2**30
-        chosen = (
-            f"attention: {experiment.model.attention}; sampler.layout: {config.sampler.layout} on {sampling} with {copy:.2g} "
-        )
-        chosen += f"GiB of weights per device, {config.rl.rollout_chunks} chunks; microbatches: {config.rl.microbatches}; "
-        chosen += f"never drawn: MASK and {excluded}"
-        print(escape_controls(f"{address_of(experiment.workdir)}: {devices}; {chosen}"), flush=True)
+        print(escape_controls("\n".join(first_lines(experiment))), flush=True)
         for split, number in experiment.dropped.items():
             place = (
                 "held out as well; dropped from sft" if split == "heldout" else f"in the test split, too; dropped from {split}"
@@ -105,6 +98,25 @@ def train_and_report(experiment: Experiment) -> None:
         ways = f"report: {folder}/report.html\nnext: igpo playground --model={folder}"
         lines = [json.dumps(result, indent=2)] if JSON.value else [*result_lines(result), ways]
         print(escape_controls("\n".join(lines)))
+
+
+def first_lines(experiment: Experiment) -> list[str]:
+    """Returns lines that say what a run does, on which devices, and what was chosen for them."""
+    config, model = experiment.config, experiment.model
+    sft, rl = config.sft, config.rl
+    stages = [f"{sft.updates:,} supervised updates of {sft.batch_size} solutions"] * (sft.updates > 0)
+    stages += [f"{rl.iterations:,} RL iterations of {rl.prompts} x {rl.group_size} completions"] * (rl.iterations > 0)
+    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract(model, experiment.mesh)))
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"
+    copy = shard_bytes(Policy(model, config.lora).abstract_for_sampling(experiment.sampling_mesh)) / 2**30
+    layout = f"{config.sampler.layout} on {dict(experiment.sampling_mesh.shape)} with {copy:.2g} GiB of weights per device"
+    chosen = f"chosen: attention: {model.attention}; sampler.layout: {layout}; chunks of a rollout: {rl.rollout_chunks}; "
+    return [
+        f"{address_of(experiment.workdir)}: {parameters:,} parameters; {'; '.join(stages)}",
+        f"devices: {devices}",
+        f"{chosen}microbatches: {rl.microbatches}",
+        f"never drawn: MASK and {model.excluded} of {model.vocab_size} ids, which have no text",
+    ]
 
 
 def train(experiment: Experiment) -> None:
