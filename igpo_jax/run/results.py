@@ -143,8 +143,8 @@ def result_lines(result: dict[str, Any]) -> list[str]:
     if "rl_start" in result:
         start, end = (percent(result[edge]["all_wrong_groups"]) for edge in ("rl_start", "rl_end"))
         rescued = result["rl_start"]["rescue_rate"]
-        hints = "" if rescued is None else f"; hints rescued {percent(rescued)} of the first"
-        lines.append(f"groups with only wrong answers: {start} of the first rollouts, {end} of the last{hints}")
+        hints = "" if rescued is None else f"; rescued by hints: {percent(rescued)}"
+        lines.append(f"all-wrong groups: {start} of the first rollouts -> {end} of the last{hints}")
     names = {"sft": "supervised stage", "rl": "RL"}
     spent = [f"{names[stage]} {duration(seconds)}" for stage, seconds in result["wall_seconds"].items() if seconds]
     return [*lines, f"time: {', '.join(spent) or 'no update'}"]
