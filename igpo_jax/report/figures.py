@@ -112,7 +112,6 @@ REWARD = Panel(
     (Series("reward/first_try", "first try"), Series("reward/final", "trained on", GREEN)),
     PERCENT,
 )
-PARTS_NOTE = "Mean value of each reward function over graded first tries, without its weight."
 SECONDS = Panel("Seconds per iteration", "Rollout, scores and updates.", (Series("time/total", "seconds"),))
 SPEED = (
     Panel(
@@ -164,7 +163,8 @@ def _reward_parts(runs: Runs) -> Panel:
     keys = dict.fromkeys(key for rows in runs.values() for row in rows for key in row if key.startswith("reward/"))
     names = [key for key in keys if key not in {series.key for series in REWARD.series}]
     series = (Series(key, plotly_text(key.removeprefix("reward/")), color) for key, color in zip(names, COLORS, strict=False))
-    return Panel("Parts of the reward", PARTS_NOTE, tuple(series))
+    note = "Mean value of each reward function over graded first tries, without its weight."
+    return Panel("Parts of the reward", note, tuple(series))
 
 
 def smooth(values: np.ndarray) -> np.ndarray:

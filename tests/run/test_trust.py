@@ -192,8 +192,4 @@ def test_commands_take_the_flag(command, cool, tmp_path):
     assert "task.name='cool.evil'" in done.stderr and "add --trust=cool.evil " in done.stderr
     assert not (cool / "ran").exists() and not (tmp_path / "new").exists()
     done = commands.run(command, *arguments, "--trust=cool.evil", "--trust=x", cwd=tmp_path)
-    assert (
-        done.returncode == 1
-        and "tokenizer.model, with which the run began, is missing" in done.stderr
-        and (cool / "ran").exists()
-    ), done.stderr
+    assert done.returncode == 1 and "tokenizer.model, with which the run began, is missing" in done.stderr and (cool / "ran").exists(), done.stderr

@@ -66,10 +66,7 @@ def test_grades_keep_verdicts_apart_from_their_absence():
     """Grades by a pool that answers with each outcome once."""
     verdicts = [Verdict(1.0, "ok"), Verdict(0.5, "ok"), Verdict(0.0, "timeout", "late"), Verdict(0.0, "error", "bad")]
     fields = dict.fromkeys(field.name for field in dataclasses.fields(Experiment))
-    fields |= {
-        "config": parsed(reward__scale=2.0),
-        "tokenizer": SimpleNamespace(decode=lambda tokens: "", eos_id=0, eot_id=None, chat=LLADA_CHAT),
-    }
+    fields |= {"config": parsed(reward__scale=2.0), "tokenizer": SimpleNamespace(decode=lambda tokens: "", eos_id=0, eot_id=None, chat=LLADA_CHAT)}
     experiment = Experiment(**fields | {"pool": lambda answers: verdicts})
     grades = experiment._grades([None], np.zeros((1, 4, 3), np.int32))()
     assert grades.rewards.tolist() == [[2.0, 1.0, 0.0, 0.0]] and grades.correct.tolist() == [[True, False, False, False]]
