@@ -36,6 +36,7 @@ from igpo_jax.runtime.checks import (
 from igpo_jax.runtime.files import RENAMED, renamed
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.tasks import load_task
+from igpo_jax.tasks.reward_terms import term_error
 from igpo_jax.tokenizers import ids_never_drawn
 from igpo_jax.training.state import OptimizerConfig
 from igpo_jax.weights.huggingface import MAX_SIZE, folder_model_config
@@ -156,9 +157,9 @@ class RLConfig:
 class RewardConfig:
     """Section `reward` of the configuration: grading of completions in separate processes."""
 
-    # "package.module:name" of a function (problem, text) -> float; "" selects the task's own reward. The module may define
-    # warm_up(), which loads what the function needs.
-    function: str = checked("", lambda value: " is not package.module:name" if value and ":" not in value else "")
+    # "package.module:name" of a function (problem, text) -> float; "" or "task" selects the task's own reward. A sum such as
+    # "task + 0.2*package.module:name" adds several functions; the first one decides which completions are correct.
+    function: str = checked("", term_error)
     workers: int = checked(2, at_least(1, most=1024))
     deadline_seconds: float = checked(
         5.0, lambda value: positive(value) or at_least(0, most=MOST_DEADLINE)(value)
@@ -166,7 +167,7 @@ class RewardConfig:
     # A run stops if more than this share of the completions of an iteration or evaluation has no verdict, because grading took
     # too long or failed.
     max_ungraded: float = checked(0.2, within(0, 1))
-    scale: float = checked(1.0, positive)  # the function's value is multiplied by this; reference code: 3
+    scale: float = checked(1.0, positive)  # the value of `function` is multiplied by this; reference code: 3
     format: bool = False  # add up to 0.75 for the paper's tags and a box; reference code: True
     after_eos: bool = False  # also grade the text after the first EOS; reference code: True
 

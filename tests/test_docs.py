@@ -40,7 +40,7 @@ ELSEWHERE = {
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, marks=[pytest.mark.slow] * (path.name in ("CONTRIBUTING.md", "how_it_works.md")))
+        pytest.param(path, marks=[pytest.mark.slow] * (path.name in ("CONTRIBUTING.md", "how_it_works.md", "rewards.md")))
         for path in DOCUMENTS
     ],
     ids=lambda path: path.name,

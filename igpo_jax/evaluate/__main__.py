@@ -70,6 +70,7 @@ from igpo_jax.runtime.files import atomic_write, is_inside, place_name, read_jso
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks.problem import Problem
+from igpo_jax.tasks.reward_terms import reward_terms
 
 CONFIG = define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "A run's folder, to evaluate on its own test problems.")
@@ -189,6 +190,7 @@ def prepare(config: ConfigDict) -> tuple[dict[str, list[Problem]], dict[str, dic
     longest, size = max(config.prompt_buckets), config.batch_size
     require(longest <= MOST_TOKENS, f"prompt_buckets={longest} must be at most {MOST_TOKENS}")
     require(size <= MOST_ROWS, f"batch_size={size} must be at most {MOST_ROWS}")
+    reward_terms(config.reward.function)  # raises ValueError if it is invalid
     if not config.model:
         raise ValueError("--config.model=FOLDER is missing: the run or model to evaluate")
     ready = [name for name, part in config.benchmarks.items() if part.task.get("test", "") or part.task.name != "math"]

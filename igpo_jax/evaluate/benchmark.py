@@ -46,6 +46,7 @@ from igpo_jax.tasks import load_task
 from igpo_jax.tasks.grades import FEW, lack_of_verdicts
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import OUTCOMES, RewardPool, reward_pool
+from igpo_jax.tasks.reward_terms import RewardTerm, reward_terms, weighted_sum
 from igpo_jax.tokenizers import warn_of_no_text
 
 CHUNK = 64  # batches whose prompts are copied at a time
@@ -88,7 +89,7 @@ def run_benchmark(
     warn_of_no_text(present(model.tokenizer), f"prompts of {name}", ids)
     task = load_task(part.task.name)
     options = {key: part.task[key] for key in task.REWARD_OPTIONS}
-    pool = reward_pool(part.task, config.reward)
+    pool, terms = reward_pool(part.task, config.reward), reward_terms(config.reward.function)
     divisor, draws, total = batch_size_divisor(model.mesh), part.draws, len(problems) * part.draws
     size = config.batch_size or _rows_that_fit(model, config, decode)
     batching = Batching(model.mesh, -(-size // divisor) * divisor, config.prompt_buckets, shortest_first=False)
@@ -99,10 +100,12 @@ def run_benchmark(
         key = jax.random.key(config.seed)
         for numbers, sampled in _completions(model, prompts, np.arange(done * draws, total), draws, key, decode, batching):
             texts = [completion_text(present(model.tokenizer), row, config.reward.after_eos) for row in sampled.tokens]
-            verdicts = _verdicts(pool, [(problems[i // draws], text) for i, text in zip(numbers, texts, strict=True)])
-            for number, text, (reward, outcome), steps in zip(numbers, texts, verdicts, sampled.unmask_step, strict=True):
+            answers = [(problems[i // draws], text) for i, text in zip(numbers, texts, strict=True)]
+            verdicts = _verdicts(pool, answers, terms)
+            for number, text, verdict, steps in zip(numbers, texts, verdicts, sampled.unmask_step, strict=True):
+                reward, correct, outcome = verdict
                 completion = {"draw": number % draws, "text": text, "extracted_answer": task.extract_answer(text, **options)}
-                completion |= {"reward": float(reward), "correct": bool(reward >= 1), "outcome": OUTCOMES[int(outcome)]}
+                completion |= {"reward": float(reward), "correct": bool(correct), "outcome": OUTCOMES[int(outcome)]}
                 waiting.append(completion | {"steps": len(set(steps.tolist()) - {HINT})})
                 outcomes[completion["outcome"]] += 1
             while len(waiting) >= draws:
@@ -186,14 +189,15 @@ def correct_of(rows: Sequence[dict[str, Any]]) -> np.ndarray:
     return np.array([[verdict(completion) for completion in row["completions"]] for row in rows])
 
 
-def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]]) -> np.ndarray:
-    """Grades n answers. Returns float64 [n, 2]: the reward of each answer in column 0, and the index of its outcome in
-    `OUTCOMES` in column 1."""
+def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]], terms: Sequence[RewardTerm]) -> np.ndarray:
+    """Grades n answers. Returns float64 [n, 3] with the reward of each answer, whether it is correct (1 or 0), and the index of
+    its outcome in `OUTCOMES`."""
 
-    def work(rows: np.ndarray) -> list[tuple[float, int]]:
-        return [(v.reward, OUTCOMES.index(v.outcome)) for v in pool([answers[row] for row in rows])]
+    def work(rows: np.ndarray) -> list[tuple[float, bool, int]]:
+        verdicts = pool([answers[row] for row in rows])
+        return [(weighted_sum(terms, v.values), v.correct, OUTCOMES.index(v.outcome)) for v in verdicts]
 
-    return share_rows(np.zeros((len(answers), 2)), work)
+    return share_rows(np.zeros((len(answers), 3)), work)
 
 
 def _whole_rows(file: pathlib.Path, problems: Sequence[Problem], draws: int) -> list[dict[str, Any]]:

@@ -150,12 +150,21 @@ def sections(runs: Runs) -> tuple[list[Row], list[Row]]:
     accuracy = ("Accuracy", "On held-out problems; bars are 95% intervals.", _accuracy_figure(runs))
     alone = next(iter(runs.values())) if len(runs) == 1 else None
     time = [("Seconds per iteration", "Where the wall time goes.", _phases_figure(alone))] if alone else draw(SECONDS)
-    section("Learning", [accuracy, *draw(REWARD)])
+    section("Learning", [accuracy, *draw(REWARD, _reward_parts(runs))])
     section("Inpainting", draw(*INPAINTING))
     section("Policy", draw(*POLICY))
     section("Supervised stage", draw(HELDOUT_BY_SHARE if alone else HELDOUT_MEAN, *SUPERVISED))
     section("Speed", [*time, *draw(*SPEED)])
     return found, figures
+
+
+def _reward_parts(runs: Runs) -> Panel:
+    """Returns the panel of the single functions of a weighted reward. It has at most as many curves as there are colors."""
+    keys = dict.fromkeys(key for rows in runs.values() for row in rows for key in row if key.startswith("reward/"))
+    names = [key for key in keys if key not in {series.key for series in REWARD.series}]
+    series = (Series(key, plotly_text(key.removeprefix("reward/")), color) for key, color in zip(names, COLORS, strict=False))
+    note = "Mean value of each reward function over graded first tries, without its weight."
+    return Panel("Parts of the reward", note, tuple(series))
 
 
 def smooth(values: np.ndarray) -> np.ndarray:

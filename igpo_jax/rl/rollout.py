@@ -7,7 +7,7 @@ all processes make the same decisions."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import flax
 import jax
@@ -141,7 +141,7 @@ def rollout(
 
     second, final, replaced = None, first, np.zeros(first.grades.correct.shape, bool)
     if cfg.inpainting.enabled and triggered.size:
-        second, second_stats = _second_attempt(context, prompts, triggered)
+        second, second_stats = _second_attempt(context, prompts, triggered, first.grades.parts)
         stats += second_stats
         source = choose_replacements(second.grades.correct, prompts.problem_id[triggered], key, cfg)
         final, replaced = swap(first, second, triggered, source, cfg.inpainting.by_completion)
@@ -161,16 +161,19 @@ def rollout(
     return dataclasses.replace(sampled, metrics=rollout_metrics(sampled, cfg.model.eos_id))
 
 
-def _second_attempt(context: RolloutContext, prompts: PromptBatch, triggered: np.ndarray) -> tuple[Attempt, SampleStats]:
+def _second_attempt(
+    context: RolloutContext, prompts: PromptBatch, triggered: np.ndarray, functions: Collection[str]
+) -> tuple[Attempt, SampleStats]:
     """Samples and grades new completions for the groups `triggered`, whose first completions are all wrong. The sampler starts
     from canvases with hints. It samples `inpainting.tries` completions of a group at once, and goes on with the groups that have
     some correct completions, but fewer than may be swapped in. A group without any correct one is given up, because its further
-    completions are rarely correct. The completions do not depend on `tries`, only how many are sampled."""
+    completions are rarely correct. The completions do not depend on `tries`, only how many are sampled. `functions` are the keys
+    of `Grades.parts`."""
     cfg, g = context.cfg, context.cfg.group_size
     tries, enough = cfg.inpainting.tries or g, max(1, max_replaced(cfg.inpainting, g))
     # Hints are drawn for every prompt, not only for triggered groups. This is cheap, and array shapes never change.
     hints = _blank_canvas(prompts, cfg) if cfg.inpainting.policy == "none" else _hinted_canvas(prompts, context.key, cfg)
-    attempt, stats = _not_sampled(take_rows(hints, triggered)), SampleStats()
+    attempt, stats = _not_sampled(take_rows(hints, triggered), functions), SampleStats()
     unfinished, groups_at_once = np.arange(len(triggered)), cfg.prompts_at_once * g // tries
     for begin in range(0, g, tries):
         parts = (4, 2, 1) if tries == g else (8, 4, 2, 1)  # later tries are for few groups
@@ -188,10 +191,11 @@ def _second_attempt(context: RolloutContext, prompts: PromptBatch, triggered: np
     return attempt, dataclasses.replace(stats, second_evaluations=stats.evaluations)
 
 
-def _not_sampled(start: InitialCanvas) -> Attempt:
+def _not_sampled(start: InitialCanvas, functions: Collection[str]) -> Attempt:
     """Returns an attempt in which no completion has been sampled yet, with the canvases and hint ratios of `start`."""
     no = np.zeros(start.ratio.shape, bool)
-    grades = Grades(np.full(no.shape, np.nan, np.float32), no, no.copy(), no.copy())
+    values = {name: np.zeros(no.shape, np.float32) for name in functions}
+    grades = Grades(np.full(no.shape, np.nan, np.float32), no, no.copy(), no.copy(), values)
     return Attempt(np.array(start.canvas), np.zeros(start.canvas.shape, np.int32), grades, np.array(start.ratio))
 
 
@@ -302,6 +306,7 @@ def rollout_metrics(sampled: Rollout, eos_id: int) -> dict[str, float]:
     metrics = {
         "reward/first_try": mean(tried.rewards, tried.graded),
         "reward/final": mean(trained.rewards, trained.graded),
+        **{f"reward/{name}": mean(values, tried.graded) for name, values in tried.parts.items()},
         "correct/first_try": mean(tried.correct, tried.graded),
         "correct/final": mean(trained.correct, trained.graded),
         "groups/all_wrong_before": mean(tried.all_wrong, has_verdict),

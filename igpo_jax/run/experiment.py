@@ -39,6 +39,7 @@ from igpo_jax.tasks.decontamination import content_of, untested
 from igpo_jax.tasks.grades import Grades, lack_of_verdicts
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool, reward_pool
+from igpo_jax.tasks.reward_terms import reward_terms, weighted_sum
 from igpo_jax.tasks.trust import named_code, require_trusted
 from igpo_jax.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece, warn_of_no_text
 from igpo_jax.training.policy import Policy
@@ -134,24 +135,28 @@ class Experiment:
         some of the problems. Returns a function that waits for the grades and gathers them from all processes. All processes
         must call the returned function at the same point."""
         cfg, g = self.config.reward, completions.shape[1]
+        terms = reward_terms(cfg.function)
 
         def work(rows: np.ndarray) -> np.ndarray:
             answers = [(problems[row], self.graded_text(tokens)) for row in rows for tokens in completions[row]]
             verdicts = self.pool(answers)
             form = [format_reward(text) if cfg.format else 0.0 for _, text in answers]
             columns = [
-                [cfg.scale * verdict.reward + extra for verdict, extra in zip(verdicts, form, strict=True)],
-                [verdict.reward >= 1 for verdict in verdicts],
+                [cfg.scale * weighted_sum(terms, v.values) + extra for v, extra in zip(verdicts, form, strict=True)],
+                [verdict.correct for verdict in verdicts],
                 [verdict.outcome == "timeout" for verdict in verdicts],
                 [verdict.outcome == "error" for verdict in verdicts],
+                *([verdict.values[i] for verdict in verdicts] for i in range(len(terms))),
             ]
-            return np.array(columns, np.float32).T.reshape(len(rows), g, 4)
+            return np.array(columns, np.float32).T.reshape(len(rows), g, len(columns))
 
         under_way = self._grading.submit(work, own_rows(len(problems)))
 
         def finish() -> Grades:
-            found = share_rows(np.zeros((len(problems), g, 4), np.float32), lambda rows: under_way.result())
-            return Grades(found[..., 0], *(found[..., i] > 0 for i in (1, 2, 3)))
+            found = share_rows(np.zeros((len(problems), g, 4 + len(terms)), np.float32), lambda rows: under_way.result())
+            parts = {term.name: found[..., 4 + i] for i, term in enumerate(terms)} if len(terms) > 1 else {}
+            reward, correct, late, broken = (found[..., i] for i in range(4))
+            return Grades(reward, correct > 0, late > 0, broken > 0, parts)
 
         return finish
 
@@ -327,7 +332,7 @@ def run_tokenizer(workdir: pathlib.Path, config: Config) -> Tokenizer:
 def read_run_config(workdir: str | os.PathLike, trust: Collection[str] = (), graded: bool = False) -> ConfigDict:
     """Reads the configuration of the run in `workdir`, and imports its task. Raises ValueError if config.json is missing or
     unreadable, or if config.json names code that is neither part of this package nor listed in `trust`, see `require_trusted`.
-    The name of the reward function is checked only if `graded` is True."""
+    The names of the reward functions are checked only if `graded` is True."""
     written = run_folder(workdir) / "config.json"
     if not written.is_file():
         raise ValueError(f"{workdir} holds no run: it has no config.json")
@@ -402,7 +407,7 @@ def _check_configuration(workdir: pathlib.Path, requested_json: dict[str, Any]) 
         code = named_code(read_json(workdir / "config.json"))
         differing = differing_keys(code, requested_code)
         if code["task.name"] == requested_code["task.name"]:
-            written = configuration.to_json(read_run_config(workdir, requested_code.values()))
+            written = configuration.to_json(read_run_config(workdir, requested_code["task.name"]))
             differing = [key for key in differing_keys(written, requested_json) if key not in configuration.RESUMABLE_KEYS]
             if written["data"]["prompt_buckets"][-1:] == requested_json["data"]["prompt_buckets"][-1:]:
                 differing = [key for key in differing if key != "data.prompt_buckets"]  # see `as_begun`

@@ -31,6 +31,7 @@ from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.stages.divergence import count_skipped
 from igpo_jax.stages.hint_state import NO_SOLUTION, initial_hint_ratio_center, update_hint_state, with_own_solutions
 from igpo_jax.stages.stage import IterationState, Stage, is_due
+from igpo_jax.tasks.reward_terms import TASK, reward_terms
 from igpo_jax.training.policy import Policy, PolicyParams, cast_params
 from igpo_jax.training.state import is_skipped
 
@@ -275,9 +276,10 @@ def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
         place = position, int(rewards[position].argmax())
         problem, tokens = by_id[int(problem_ids[group])], attempt.tokens[place]
         text = experiment.graded_text(tokens)
-        grades = {field: values[place] for field, values in vars(attempt.grades).items()}
+        grades = jax.tree.map(lambda values: values[place], attempt.grades)
         # The answer that a user's reward function reads is unknown.
-        extracted = {} if experiment.config.reward.function else {"extracted_answer": experiment.extract_answer(text)}
+        is_own = reward_terms(experiment.config.reward.function)[0].function != TASK
+        extracted = {} if is_own else {"extracted_answer": experiment.extract_answer(text)}
         return {
             "step": step,
             "try": name,
@@ -289,12 +291,13 @@ def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
             "unmask_step": attempt.unmask_step[place].tolist(),
             "hint": attempt.hint[place].tolist(),
             "end": next((i for i, token in enumerate(tokens.tolist()) if token == experiment.model.eos_id), None),
-            "reward": float(grades["rewards"]),
-            "correct": bool(grades["correct"]),  # False if the outcome is not "ok"
-            "outcome": "timeout" if grades["late"] else "error" if grades["broken"] else "ok",
+            "reward": float(grades.rewards),
+            "correct": bool(grades.correct),  # False if the outcome is not "ok"
+            "outcome": "timeout" if grades.late else "error" if grades.broken else "ok",
             "text": text,
+            **({"reward_parts": {part: float(value) for part, value in grades.parts.items()}} if grades.parts else {}),
             **extracted,
-            "rescued": name == "hinted" and bool(grades["correct"]),
+            "rescued": name == "hinted" and bool(grades.correct),
         }
 
     problem_ids, triggered, rows = to_host(sampled.groups.problem_id), sampled.triggered.tolist(), []

@@ -19,6 +19,8 @@ class Grades:
     correct: np.ndarray  # bool[n, g], False without a verdict
     late: np.ndarray  # bool[n, g], no verdict in time
     broken: np.ndarray  # bool[n, g], no verdict, because the reward function failed
+    # If `reward.function` adds several functions: name of a function -> its values, f32[n, g], 0 without a verdict
+    parts: dict[str, np.ndarray] = flax.struct.field(default_factory=dict)
 
     @property
     def graded(self) -> np.ndarray:

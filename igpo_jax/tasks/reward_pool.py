@@ -24,6 +24,7 @@ from igpo_jax.runtime import interrupts
 from igpo_jax.runtime.files import parse_json
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.problem import Problem
+from igpo_jax.tasks.reward_terms import TASK, reward_terms
 
 log = logging.getLogger(__name__)
 
@@ -36,23 +37,34 @@ STARTING = 60.0  # time limit in seconds for importing the reward function and f
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    reward: float  # 0.0 unless outcome is "ok"
+    reward: float  # value of the pool's first function; 0.0 unless outcome is "ok"
     outcome: str  # one of `OUTCOMES`
     reason: str = ""  # of an error or timeout, with the id of the problem
+    others: tuple[float, ...] = ()  # values of the pool's other functions
+
+    @property
+    def correct(self) -> bool:
+        return self.reward >= 1
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        return self.reward, *self.others
 
 
 def reward_pool(task, reward) -> "RewardPool":
     """Creates a reward pool from the sections `task` and `reward` of a configuration."""
     module = load_task(task.name)
-    options = {} if reward.function else {name: task[name] for name in module.REWARD_OPTIONS}
-    return RewardPool(reward.function or f"{module.__name__}:reward", options, reward.workers, reward.deadline_seconds)
+    own = f"{module.__name__}:reward", {name: task[name] for name in module.REWARD_OPTIONS}
+    functions = [own if term.function == TASK else (term.function, {}) for term in reward_terms(reward.function)]
+    return RewardPool(*functions[0], reward.workers, reward.deadline_seconds, functions[1:])
 
 
 class RewardPool:
     """Calls a reward function, (problem, text, **options) -> float, in worker processes. `function` is its name,
     "package.module:name", and must be importable from this process. The workers start when they are first needed, and run until
     `close` is called or this process ends. A worker that takes more than `deadline_seconds` for one answer is killed and
-    replaced.
+    replaced. `others` are further functions, each with its options, that the same worker calls for the same answer. If one of
+    the functions fails, the answer has no verdict.
 
     The time for imports does not count against the deadline. A worker first imports the reward function, and calls `warm_up()`
     if the function's module defines it. Only then does the worker get its first answer. Therefore, `warm_up` must load
@@ -61,8 +73,16 @@ class RewardPool:
     `reasons` is {outcome: newest reason} for the outcomes "timeout" and "error". The first reason for an outcome is logged as a
     warning."""
 
-    def __init__(self, function: str, options: dict[str, Any], workers: int, deadline_seconds: float):
-        self._command = [function, json.dumps(options)]
+    def __init__(
+        self,
+        function: str,
+        options: dict[str, Any],
+        workers: int,
+        deadline_seconds: float,
+        others: Sequence[tuple[str, dict[str, Any]]] = (),
+    ):
+        self._functions = [(function, options), *others]
+        self._name = " + ".join(name for name, _ in self._functions)
         self._number, self._deadline = workers, deadline_seconds
         self._workers: list[_Worker] = []
         self.reasons: dict[str, str] = {}
@@ -82,7 +102,7 @@ class RewardPool:
             needed = min(self._number, len(waiting))
             while len(self._workers) < needed:
                 with self._starting:
-                    self._workers.append(_Worker(self._command))
+                    self._workers.append(_Worker(self._name, self._functions))
             for worker in self._workers:
                 if worker.ready() and worker.alive() and not worker.jobs and waiting:
                     self._died_loading = 0
@@ -93,11 +113,11 @@ class RewardPool:
             wait([worker.connection for worker in self._workers], max(0.0, min(0.5, patience)))
             for worker in list(self._workers):
                 for job, result in worker.results():
-                    if isinstance(result, float):
-                        verdicts[job] = Verdict(result, "ok")
-                    else:  # None: the function raised TimeoutError
+                    if isinstance(result, list):
+                        verdicts[job] = Verdict(result[0], "ok", others=tuple(result[1:]))
+                    else:  # None: a function raised TimeoutError
                         outcome = "timeout" if result is None else "error"
-                        verdicts[job] = no_verdict(answers[job][0], outcome, result or "TimeoutError")
+                        verdicts[job] = self._no_verdict(answers[job][0], outcome, result or "TimeoutError")
                 is_late = worker.jobs and time.monotonic() - worker.since > self._deadline
                 if is_late or worker.broken or not worker.alive():
                     self._replace(worker, answers, verdicts, waiting, died)
@@ -105,7 +125,7 @@ class RewardPool:
         for verdict in (verdict for verdict in found if verdict.outcome != "ok"):
             if verdict.outcome not in self.reasons:
                 reason = " ".join(verdict.reason.split())
-                log.warning("%s: no verdict on %s; more answers like this are only counted", self._command[0], reason)
+                log.warning("%s: no verdict on %s; more answers like this are only counted", self._name, reason)
             self.reasons[verdict.outcome] = verdict.reason
         return found
 
@@ -127,7 +147,7 @@ class RewardPool:
             job, verdict = jobs.pop(0), ("timeout", f"no verdict in {self._deadline:g} s")
             if worker.broken or not worker.alive():
                 verdict = ("error", JUNK if worker.broken else "two processes died of it")
-            verdicts[job] = no_verdict(answers[job][0], *verdict)
+            verdicts[job] = self._no_verdict(answers[job][0], *verdict)
         elif jobs:
             died.add(jobs[0])
         waiting.extendleft(reversed(jobs))
@@ -135,7 +155,10 @@ class RewardPool:
         self._workers.remove(worker)
         self._died_loading += not worker.loaded
         if self._died_loading > self._number:
-            raise unusable(self._command[0], "processes die while they load it, see above")
+            raise unusable(self._name, "processes die while they load it, see above")
+
+    def _no_verdict(self, problem: Problem, outcome: str, reason: str) -> Verdict:
+        return Verdict(0.0, outcome, f"problem {problem.id!r}: {reason}", (0.0,) * (len(self._functions) - 1))
 
     def close(self) -> None:
         self._registered.close()
@@ -153,16 +176,17 @@ class RewardPool:
 class _Worker:
     """Worker process of a reward pool, with its unfinished jobs (answers to grade)."""
 
-    def __init__(self, command: list[str]):
+    def __init__(self, name: str, functions: Sequence[tuple[str, dict[str, Any]]]):
         self.connection, theirs = Pipe()
         # Workers import from this process's sys.path, including added entries. -P: Python adds no current folder of its own.
-        full = [sys.executable, "-P", "-m", "igpo_jax.tasks.reward_worker", str(theirs.fileno()), *command]
+        full = [sys.executable, "-P", "-m", "igpo_jax.tasks.reward_worker", str(theirs.fileno()), json.dumps(functions)]
         env = os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
         # A process group of its own keeps the terminal's signals away; only this process handles them.
         options: dict[str, Any] = {"pass_fds": [theirs.fileno()], "stdin": subprocess.DEVNULL, "process_group": 0}
         self._process = subprocess.Popen(full, env=env, **options)
         theirs.close()
-        self._function, self.loaded = command[0], False  # loaded: the reward function is imported and warmed up
+        self._name, self._number = name, len(functions)  # of the reward functions
+        self.loaded = False  # True if the reward functions are imported and warmed up
         self.jobs: collections.deque[int] = collections.deque()  # sent and not answered, in order
         self.broken = False  # the worker has sent something other than replies
         self._answered, self._received = 0, b""  # number of replies, and bytes of the next one
@@ -172,12 +196,12 @@ class _Worker:
         if not self.loaded:
             if reply := self._reply("loaded"):
                 if reply[0] is not None:
-                    raise unusable(self._function, reply[0])
+                    raise unusable(self._name, reply[0])
                 self.loaded = True
             if self.broken:
-                raise unusable(self._function, f"while it was loaded, {JUNK}")
+                raise unusable(self._name, f"while it was loaded, {JUNK}")
             if not self.loaded and time.monotonic() - self.since > STARTING:
-                raise unusable(self._function, f"it took more than {STARTING:g} s to import and warm up")
+                raise unusable(self._name, f"it took more than {STARTING:g} s to import and warm up")
         return self.loaded
 
     def hand(self, jobs: list[int], answers: list[tuple[Problem, str]]) -> None:
@@ -215,11 +239,15 @@ class _Worker:
         with contextlib.suppress(ValueError):
             value = parse_json(line, "a reply")
         match value:
-            case [str() | int() as about, None | float() | str() as result] if (type(about), about) == (type(subject), subject):
-                if not isinstance(result, float) or math.isfinite(result):  # a worker reports NaN as a text
+            case [str() | int() as about, None | str() | list() as result] if (type(about), about) == (type(subject), subject):
+                if not isinstance(result, list) or self._are_values(result):
                     return (result,)
         self.broken = True
         return None
+
+    def _are_values(self, result: list[Any]) -> bool:
+        """Returns whether a list has one finite number for each function. A worker reports NaN as a text."""
+        return len(result) == self._number and all(isinstance(value, float) and math.isfinite(value) for value in result)
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -231,10 +259,6 @@ class _Worker:
     def kill(self) -> None:
         self.end()
         self.connection.close()
-
-
-def no_verdict(problem: Problem, outcome: str, reason: str) -> Verdict:
-    return Verdict(0.0, outcome, f"problem {problem.id!r}: {reason}")
 
 
 def unusable(function: str, trouble: str) -> ValueError:

@@ -1,7 +1,8 @@
-"""Worker process of reward_pool.py. The pool starts it with: python -m igpo_jax.tasks.reward_worker FD FUNCTION OPTIONS."""
+"""Worker process of reward_pool.py. The pool starts it with: python -m igpo_jax.tasks.reward_worker FD FUNCTIONS."""
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import json
 import math
@@ -17,9 +18,12 @@ MEMORY = 4 * 2**30  # bytes of address space; grading that needs more raises Mem
 PR_SET_PDEATHSIG = 1  # of prctl
 MAX_REASON = 500  # characters of an error
 LARGEST = 1e30  # maximum reward; rewards are stored in float32, whose maximum is 3.4e38, and may be scaled
+Reward = Callable[..., Any]  # (problem, text) -> float
 
 
-def main(fd: str, name: str, options: str) -> None:
+def main(fd: str, functions: str) -> None:
+    """Grades answers until the pool closes the connection with the file descriptor `fd`. `functions` is JSON, [[name, options],
+    ...], see `RewardPool`."""
     connection = Connection(int(fd))
     os.set_inheritable(int(fd), False)  # for programs that the function starts
     if not end_with_parent(connection):
@@ -27,30 +31,44 @@ def main(fd: str, name: str, options: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is handled by the training process
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     sys.set_int_max_str_digits(20_000)
-    module, _, function = name.partition(":")
-    try:
-        reward = load(module, function)
-    except Exception as error:  # a user's module may raise anything; the pool reports it
-        reply(connection, "loaded", f"{type(error).__name__}: {error}")
-        return
+    rewards: list[tuple[str, Reward]] = []
+    for name, options in (named := json.loads(functions)):
+        try:
+            rewards.append((name if len(named) > 1 else "", functools.partial(load(name), **options)))
+        except Exception as error:  # a user's module may raise anything; the pool reports it
+            reply(connection, "loaded", describe(error, name if len(named) > 1 else ""))
+            return
     reply(connection, "loaded", None)
-    keywords, number = json.loads(options), 0
+    number = 0
     with contextlib.suppress(EOFError, OSError):  # the pool closed the connection, or its process has ended
         while True:
             for problem, text in connection.recv():
-                try:
-                    result = as_reward(reward(problem, text, **keywords))
-                except TimeoutError:  # a time limit of the function counts like the pool's
-                    result = None
-                except Exception as error:  # the answer gets no reward and the outcome "error"
-                    result = f"{type(error).__name__}: {error}"
-                reply(connection, number, result)
+                reply(connection, number, rewards_of(rewards, problem, text))
                 number += 1
 
 
-def reply(connection: Connection, subject: str | int, result: float | str | None) -> None:
+def rewards_of(rewards: list[tuple[str, Reward]], problem: Any, text: str) -> list[float] | str | None:
+    """Returns the value of each reward function. Returns the text of an error if one of them fails, and None if one of them
+    raises TimeoutError."""
+    values = []
+    for name, reward in rewards:
+        try:
+            values.append(as_reward(reward(problem, text)))
+        except TimeoutError:  # a time limit of the function counts like the pool's
+            return None
+        except Exception as error:  # the answer gets no reward and the outcome "error"
+            return describe(error, name)
+    return values
+
+
+def describe(error: Exception, name: str) -> str:
+    """Returns the text of an error. `name` is the function that raised it, or "" if there is only one function."""
+    return f"{name}: {type(error).__name__}: {error}".removeprefix(": ")
+
+
+def reply(connection: Connection, subject: str | int, result: list[float] | str | None) -> None:
     """Sends a line of JSON, [subject, result], to the pool. `subject` is "loaded" or the number of an answer, counted from the
-    start of this process. `result` is a reward, the text of an error, or None. `Connection.send` is not used, because it
+    start of this process. `result` is a list of rewards, the text of an error, or None. `Connection.send` is not used, because it
     announces the length of each message: if the reward function wrote junk to the connection, the pool could mistake it for a
     length, and wait forever for the rest of the message."""
     if isinstance(result, str):
@@ -70,8 +88,10 @@ def end_with_parent(connection: Connection) -> bool:
     return not connection.poll(0)
 
 
-def load(module: str, function: str) -> Callable[..., Any]:
-    """Imports a module and returns its reward function. First calls the module's function `warm_up()` if there is one."""
+def load(name: str) -> Reward:
+    """Imports the module of a reward function, "package.module:name", and returns the function. First calls the module's function
+    `warm_up()` if there is one."""
+    module, _, function = name.partition(":")
     imported = importlib.import_module(module)
     reward = getattr(imported, function)
     with contextlib.suppress(TimeoutError):  # a time limit of the function; what it has loaded stays loaded

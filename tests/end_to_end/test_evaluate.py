@@ -179,6 +179,7 @@ def test_protocols_that_differ_are_not_compared(command, config, finished, expec
     (("--config={config}", "--config.model={run}"), None), (("--config={config}", "--config.model=x", "--benchmarks=products"), "--benchmarks=products: there are drawn, sums"),
     (("--config=evaluate_math.py", "--config.model=x", "--benchmarks=gsm8k"), "benchmark gsm8k: task.test is empty"),
     (("--config=evaluate_math.py:d2",), "has no protocol 'd2'"),
+    (("--config={config}", "--config.model=x", "--config.reward.function=task + m"), "reward.function='task + m': 'm' is neither task nor"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_one_line(arguments, message, command, config, finished, tmp_path):
     given = [argument.format(tmp=tmp_path, config=config, run=finished) for argument in arguments]

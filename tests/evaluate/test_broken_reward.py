@@ -34,3 +34,13 @@ def test_an_evaluation_with_some_verdicts_ends_with_counts(evaluate, tmp_path, c
 def test_a_few_last_answers_without_a_verdict_do_not_end_a_resumed_evaluation(evaluate, tmp_path):
     evaluate("own_functions:right", 16 - FEW)
     assert evaluate("own_functions:nan", 16)["error"] == FEW
+
+
+def test_accuracy_is_that_of_the_first_function_and_the_reward_is_the_sum(evaluate, tmp_path):
+    found = evaluate("own_functions:half + 4*own_functions:right", 3)
+    assert (found["pass@1"], found["reward"], found["ungraded"]) == (0.0, 4.5, 0)
+    rows = read_rows(tmp_path / "sums.jsonl")
+    assert [completion["reward"] for row in rows for completion in row["completions"]] == [4.5] * 3
+    (tmp_path / "sums.jsonl").unlink()
+    found = evaluate("0.5*own_functions:right + own_functions:half", 3)
+    assert (found["pass@1"], found["reward"]) == (1.0, 1.0)

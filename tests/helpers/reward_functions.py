@@ -11,6 +11,10 @@ def length(problem, text):
     return float(len(text))
 
 
+def count(problem, text):
+    return len(text.split())
+
+
 class Bomb:
     """Ends the process in which it is unpickled."""
 
@@ -21,7 +25,8 @@ class Bomb:
 # Text -> bytes that `moody` writes into the connection to the pool before it answers
 JUNK = {
     "print a word": b"word", "print a line": b"done: 0.5\n", "print a number": b"1.0\n", "print a reply": b'["loaded", null]\n',
-    "print a later reply": b"[7, 1.0]\n", "print NaN": b"[0, NaN]\n", "print true": b"[false, 1.0]\n", "print nothing": b"\n",
+    "print a later reply": b"[7, [1.0]]\n", "print NaN": b"[0, [NaN]]\n", "print true": b"[false, [1.0]]\n",
+    "print one reward": b"[0, 1.0]\n", "print two rewards": b"[0, [1.0, 1.0]]\n", "print a text": b'[0, ["1.0"]]\n', "print nothing": b"\n",
     "print bytes": bytes(range(256)), "print deep": b"[" * 9999 + b"\n", "print a lot": b"a" * 2**17,
     "print a frame": (2**31 - 1).to_bytes(4, "big") + b"x",
     "print a pickle": len(pickle.dumps(Bomb())).to_bytes(4, "big") + pickle.dumps(Bomb()),

@@ -1,3 +1,4 @@
+import html
 import html.parser
 import json
 import math
@@ -124,6 +125,15 @@ def test_a_whole_run_has_every_section(run):
     assert [row["hinted"] for row in rows] == [False, True]
     for figure in data["figures"]:
         go.Figure(figure)  # raises on unknown properties
+
+
+def test_each_function_of_a_sum_has_a_curve(run):
+    names = ["task", ATTACK, *(f"function {number}" for number in range(20))]
+    text = run([row | {f"reward/{name}": 0.5 for name in names} if row["stage"] == "rl" else row for row in RUN])
+    assert "Parts of the reward" in text and ATTACK not in text
+    figure = embedded(text)["figures"][2]
+    assert [trace["name"] for trace in figure["data"]] == ["task", html.escape(ATTACK), *(f"function {n}" for n in range(8))]
+    go.Figure(figure)
 
 
 def test_without_rl_there_is_only_what_was_measured(run):

@@ -128,6 +128,30 @@ def test_partial_credit_is_not_being_right(params, mesh):
     assert result.metrics["correct/first_try"] == pytest.approx(1 / 16)
 
 
+@pytest.mark.parametrize("tries", [0, 2])
+def test_with_several_functions_hints_go_by_correctness_and_advantages_by_the_sum(tries, params, mesh):
+    """Every group has a positive reward for its form, and one completion has no verdict."""
+    form = np.array([[1, 1, 0, 1], [1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 1]], np.float32)
+    grader = Grader(TABLE)
+
+    def grade(problem_id, completions):
+        size = completions.shape[1]
+        parts = {"task": grader(problem_id, completions)().rewards[:, :size], "form": form[problem_id - 100][:, :size]}
+        late = (problem_id == 103)[:, None] & (np.arange(size) == 0)
+        rewards = np.where(late, 0, parts["task"] + 0.5 * parts["form"])
+        return lambda: Grades(rewards, parts["task"] >= 1, late, np.zeros_like(late), parts)
+
+    cfg = dataclasses.replace(CFG, inpainting=dataclasses.replace(CFG.inpainting, tries=tries))
+    with jax.set_mesh(mesh):
+        result = rollout(params, prompts(), grade, jax.random.key(7), cfg, mesh)
+    assert result.triggered.tolist() == [0, 2, 3] and result.replaced[0].tolist() == [False, False, True, True]
+    assert result.metrics["reward/task"] == pytest.approx(1 / 15) == result.metrics["correct/first_try"]
+    assert result.metrics["reward/form"] == pytest.approx(9 / 15)
+    assert result.metrics["reward/first_try"] == pytest.approx(1 / 15 + 0.5 * 9 / 15)
+    np.testing.assert_array_equal(result.final.grades.parts["task"][0], [0, 0, 1, 1])
+    np.testing.assert_allclose(result.groups.advantages[1], np.array([0.5, 0, 1, 0]) - 0.375)
+
+
 def test_a_completion_without_a_verdict_is_not_wrong(params, mesh):
     """Groups without any verdict are not sampled again, and only graded correct completions replace others."""
     table = {

@@ -90,6 +90,36 @@ def test_a_reward_function_outside_the_package_is_not_called(function, cool):
         run_evaluation(str(cool), None)
 
 
+@pytest.mark.parametrize(
+    "sum_of", ["{} + {}", "task+{}+0.5*{}", "0*{} + task + -1 * {}", "igpo_jax.tasks.math:extract_answer + {}+{}"]
+)
+def test_every_function_of_a_sum_needs_trust(sum_of, cool):
+    names = ["os:system", "cool.evil:reward"]
+    text = sum_of.format(*names)
+    write_config(cool, function=text)
+    for trust, asked in ((), names), (names[:1], names[1:]), (["cool.evil"], names[:1]), ([text], names), (["task"], names):
+        with pytest.raises(ValueError) as raised:
+            run_evaluation(str(cool), None, trust=trust)
+        told = " and ".join(f"reward.function={name!r}" for name in asked)
+        assert f"not part of igpo_jax: {told}. It would" in str(raised.value)
+        assert f"add {' '.join(f'--trust={name}' for name in asked)} (in Python" in str(raised.value)
+    assert not (cool / "ran").exists()
+    assert run_evaluation(str(cool), None, trust=names).reward.function == text
+    with pytest.raises(ValueError, match=r"another configuration \(differing keys: reward.function\)"):
+        open_experiment(tiny(), cool)
+    assert not (cool / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "function", ["task + cool.evil:reward\n", "task + \tcool.evil:reward", "task + 1 cool.evil:reward", "task*"]
+)
+def test_what_is_no_name_in_a_sum_is_refused_before_anything_is_imported(function, cool):
+    write_config(cool, function=function)
+    with pytest.raises(ValueError, match=r"reward.function=.* is no name of a Python module"):
+        run_evaluation(str(cool), None, trust=["cool", "evil"])
+    assert not (cool / "ran").exists()
+
+
 @pytest.mark.parametrize("value", [
     "", ".evil", "cool/evil", "cool evil", "cool.evil;touch ran", "cool.evil\n", "$(touch ran)", "cool.evil:", "\x1b[2Jcool",
     "cool..evil", "1cool", "x" * 10**6 + "!", None, 3, True, ["cool.evil"], {"name": "cool.evil"}, 1.5,

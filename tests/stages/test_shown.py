@@ -60,6 +60,14 @@ def test_a_completion_without_a_verdict_is_shown_only_if_there_is_no_other():
     assert (first["text"], first["outcome"], first["reward"]) == ("1=12", "ok", 0.0)  # the late one has reward 0.25
 
 
-@pytest.mark.parametrize("function, read", [("", True), ("package.module:name", False)])
+def test_a_row_has_the_value_of_each_function_of_a_sum():
+    assert all("reward_parts" not in row for row in rows())
+    parts = {"task": np.array([[0, 0], [0, 1]], np.float32), "concise": np.array([[2, 3], [4, 5]], np.float32)}
+    assert rows(grades=GRADES.replace(parts=parts))[1]["reward_parts"] == {"task": 1.0, "concise": 5.0}
+
+
+@pytest.mark.parametrize("function, read", [
+    ("", True), ("package.module:name", False), ("task + package.module:name", True), ("package.module:name + task", False),
+])  # fmt: skip
 def test_what_a_reward_function_of_ones_own_reads_is_not_guessed(function, read):
     assert all(("extracted_answer" in row) == read for row in rows(function))

@@ -73,6 +73,21 @@ def test_grades_keep_verdicts_apart_from_their_absence():
     assert grades.graded.tolist() == [[True, True, False, False]]
 
 
+def test_a_sum_of_rewards_is_scaled_and_correctness_is_that_of_the_first_function():
+    verdicts = [Verdict(1.0, "ok", others=(4.0,)), Verdict(0.5, "ok", others=(8.0,)), Verdict(0.0, "error", "bad", (0.0,))]
+    fields = dict.fromkeys(field.name for field in dataclasses.fields(Experiment))
+    config = parsed(reward__scale=2.0, reward__function="3*task + 0.25*mine:length")
+    tokenizer = SimpleNamespace(decode=lambda tokens: "", eos_id=0, eot_id=None, chat=LLADA_CHAT)
+    experiment = Experiment(**fields | {"config": config, "tokenizer": tokenizer, "pool": lambda answers: verdicts})
+    grades = experiment._grades([None], np.zeros((1, 3, 3), np.int32))()
+    assert grades.rewards.tolist() == [[8.0, 7.0, 0.0]] and grades.correct.tolist() == [[True, False, False]]
+    assert {name: values.tolist() for name, values in grades.parts.items()} == {
+        "task": [[1.0, 0.5, 0.0]],
+        "length": [[4.0, 8.0, 0.0]],
+    }
+    assert grades.graded.tolist() == [[True, True, False]] and not grades.all_wrong.any()
+
+
 class Log:
     def write_evaluation(self, step, stage, correct, graded, metrics):
         self.correct, self.graded, self.metrics = correct.tolist(), graded.tolist(), metrics

@@ -1,0 +1,64 @@
+"""Values of the key `reward.function`: a reward function, or a weighted sum such as "task + 0.2*my_rewards:concise"."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from igpo_jax.runtime.checks import require
+
+TASK = "task"  # the reward of the run's task
+METRICS = ("first_try", "final")  # the metrics reward/NAME that are not of a function
+LARGEST_WEIGHT = 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardTerm:
+    """One function of a weighted sum. The first function of a sum decides which completions are correct."""
+
+    weight: float
+    function: str  # "package.module:name" or `TASK`
+
+    @property
+    def name(self) -> str:
+        """Name of the function in metrics."""
+        return self.function.rpartition(":")[2]
+
+
+def split_terms(text: str) -> list[tuple[str, str]]:
+    """Splits a weighted sum into (weight, function) without checking either. Only spaces around them are left out, so that no
+    other text is mistaken for a name that the user trusts. "" is the sum of the task's reward only, and a weight that is left
+    out is "1"."""
+    parts = [term.rpartition("*") for term in (text or TASK).split("+")]
+    return [(weight.strip(" ") if star else "1", function.strip(" ")) for weight, star, function in parts]
+
+
+def reward_terms(text: str) -> list[RewardTerm]:
+    """Returns the terms of a weighted sum. Raises ValueError if the sum is invalid, see `term_error`."""
+    error = term_error(text)
+    require(not error, f"reward.function={text!r}{error}")
+    return [RewardTerm(float(weight), function) for weight, function in split_terms(text)]
+
+
+def term_error(text: str) -> str:
+    """Returns "" if a weighted sum is valid, otherwise the end of an error message that begins with the key and its value."""
+    names = list(METRICS)
+    for weight, function in split_terms(text):
+        if function != TASK and ":" not in function:
+            return f": {function!r} is neither {TASK} nor package.module:name"
+        if not _is_weight(weight):
+            return f": the weight {weight!r} of {function} is not a number from {-LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}"
+        names.append(RewardTerm(1.0, function).name)
+        if names.count(names[-1]) > 1:
+            return f": the metric reward/{names[-1]} would have two meanings; give the function {function} another name"
+    return ""
+
+
+def _is_weight(text: str) -> bool:
+    try:
+        return abs(float(text)) <= LARGEST_WEIGHT  # False for NaN
+    except ValueError:
+        return False
+
+
+def weighted_sum(terms: Sequence[RewardTerm], values: Sequence[float]) -> float:
+    """Returns the reward of a completion, given the value of each function."""
+    return sum(term.weight * value for term, value in zip(terms, values, strict=True))
