@@ -60,7 +60,7 @@ COMPLETION_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "outcome": (", ".join(OUTCOMES), lambda value: value in OUTCOMES),
     "text": ("text", lambda value: isinstance(value, str)),
     "extracted_answer": ("text or null", lambda value: value is None or isinstance(value, str | int | float)),
-    "reward": ("a finite number", lambda value: type(value) in (int, float) and abs(value) < 2**63),  # not NaN either
+    "reward": ("a finite number", lambda value: type(value) in (int, float) and abs(value) < 1e38),  # not NaN either
     "steps": ("a number of steps", lambda value: type(value) is int and 0 <= value < 2**31),
 }
 
