@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from igpo_jax.report.figures import evaluations, percent, sections, stage_rows
+from igpo_jax.report.figures import evaluations, percent, sections, stage_rows, x_axes
 from igpo_jax.report.style import COLORS, document, plotly_source
 from igpo_jax.report.templates import embed
 from igpo_jax.run.bucket_runs import run_folder
@@ -105,10 +105,13 @@ def report_html(runs: dict[str, Run]) -> str:
     missing."""
     plotly = plotly_source()
     rollouts = embedded_rollouts({name: run.rollouts for name, run in runs.items()})
-    curves, figures = sections({name: run.rows for name, run in runs.items()})
+    rows = {name: run.rows for name, run in runs.items()}
+    curves, figures = sections(rows)
+    axes, spent = x_axes(rows)
     values = _values_of_one(*runs.values()) if len(runs) == 1 else _values_of_several(runs)
     template = "report/run.html" if len(runs) == 1 else "report/runs.html"
-    return document(template, figures, plotly, rollouts, sections=curves, has_rollouts=any(rollouts["runs"].values()), **values)
+    values |= {"sections": curves, "has_rollouts": any(rollouts["runs"].values()), "x_axes": axes}
+    return document(template, figures, plotly, {"rollouts": rollouts, "spent": spent}, **values)
 
 
 def headline(rows: list[Row]) -> list[tuple[str, str, str]]:

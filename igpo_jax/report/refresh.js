@@ -1,0 +1,37 @@
+// The page of an unfinished run loads itself again every minute, and goes back to where the reader was.
+const fields = () => [...document.querySelectorAll("main select, main input")];
+const keyOf = ({id, name, value}) => id || name + value;
+const opened = () => [...document.querySelectorAll("#list button")]
+  .findIndex((button) => button.getAttribute("aria-current") === "true");
+
+function place() {
+  const valueOf = (field) => ["radio", "checkbox"].includes(field.type) ? field.checked : field.value;
+  const values = fields().map((field) => [keyOf(field), valueOf(field)]);
+  const details = [...document.querySelectorAll("details")].map((each) => each.open);
+  return {values, details, rollout: opened(), top: scrollY, left: scrollX, focus: document.activeElement.id};
+}
+
+function goTo({values, details, rollout, top, left, focus}) {
+  const restore = ([key, value]) => {
+    const field = fields().find((field) => keyOf(field) === key), property = typeof value === "boolean" ? "checked" : "value";
+    if (!field || field[property] === value) return;
+    field[property] = value;
+    field.dispatchEvent(new Event("input"));
+    field.dispatchEvent(new Event("change"));
+  };
+  values.forEach(restore);  // in the order of the page: the choice of a run makes new fields
+  document.querySelectorAll("#list button")[rollout]?.click();
+  restore(["time", new Map(values).get("time")]);
+  document.querySelectorAll("details").forEach((each, i) => { each.open = details[i] ?? each.open; });
+  element(focus)?.focus({preventScroll: true});
+  scrollTo(left, top);
+}
+
+if (element("live")) {
+  if (history.state) goTo(history.state);
+  setInterval(() => {
+    if (!element("live").checked || document.hidden || element("play")?.textContent.includes("Pause")) return;
+    history.replaceState(place(), "");
+    location.reload();
+  }, 60000);
+}
