@@ -238,7 +238,7 @@ def comparison_page(
         arms=tables[1],
         columns=COLUMNS,
         verdicts=VERDICTS,
-        figures=[{"title": each[0], "svg": figure(*each), "csv": csv_address(each)} for each in curves],
+        figures=[{"name": f"{each[0]}, by {each[1]}", "svg": figure(*each), "csv": csv_address(each)} for each in curves],
         runs=runs,
     )
 

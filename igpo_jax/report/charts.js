@@ -1,5 +1,4 @@
 const data = JSON.parse(element("data").textContent);
-const FORMATS = {seconds: ",.1f"};  // of the numbers on an x axis; the others are whole numbers
 const darkScheme = matchMedia("(prefers-color-scheme: dark)");
 
 // Returns what a run has spent on RL at an update; null before the last update without RL.
@@ -24,10 +23,10 @@ function prepared({data: traces, layout}, axis, title) {
   if (layout.yaxis2) shown.yaxis2 = {...layout.yaxis2, ...lines};
   if (traces.some(moves)) {
     xaxis.title = {...xaxis.title, text: axis.selectedOptions[0].text};
-    xaxis.hoverformat = FORMATS[axis.value] ?? ",.0f";
+    xaxis.hoverformat = axis.value === "seconds" ? ",.1f" : ",.0f";
     shown.shapes = shown.annotations = [];  // they mark updates
   }
-  xaxis.unifiedhovertitle = {text: title + ", " + xaxis.title.text + " %{x}"};
+  xaxis.unifiedhovertitle = {text: title + ", " + xaxis.title.text + " %{x:" + (xaxis.hoverformat ?? "") + "}"};
   return [moved, shown];
 }
 
@@ -40,7 +39,8 @@ function drawCharts() {
 }
 
 // A spreadsheet would run a text that begins like a formula.
-const cell = (value) => '"' + String(value ?? "").replace(/^[=+\-@\t\r](?!\d)/, "'$&").replaceAll('"', '""') + '"';
+const cell = (value) => typeof value === "number" ? value
+  : '"' + (value ?? "").replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""') + '"';
 
 function chartAsCsv(i) {
   const axis = element("axis"), [traces, layout] = prepared(data.figures[i], axis, "");

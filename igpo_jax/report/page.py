@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from igpo_jax.runtime.statistics import paired, wilson
 
 Row = dict[str, Any]
 
+PAUSE = 60  # seconds
 MOST_RUNS = len(COLORS)
 MOST_ROLLOUTS = 1000  # total over all runs; more rollouts would make the list on the page slow
 ROLLOUT_BYTES = 3_000_000  # limit for the rollouts; Plotly adds 4.6 million bytes to the page, the curves less than one million
@@ -61,8 +63,8 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path | None:
     return path
 
 
-def write_page(workdirs: Sequence[str | os.PathLike], path: str | os.PathLike) -> None:
-    """Writes the report of one training run, or a page that compares several runs. Raises ImportError if plotly is not
+def write_page(workdirs: Sequence[str | os.PathLike], path: str | os.PathLike) -> bool:
+    """Writes the report of one training run, or a page that compares several runs. Returns whether all runs are finished. Raises ImportError if plotly is not
     installed. Raises ValueError if a file of a run cannot be read, if a run is given twice, if there are more than `MOST_RUNS`
     runs, or if the folder for the page is missing."""
     if len(workdirs) > MOST_RUNS:
@@ -77,6 +79,15 @@ def write_page(workdirs: Sequence[str | os.PathLike], path: str | os.PathLike) -
         write_object(os.fspath(path), content.encode())
     else:
         atomic_write(pathlib.Path(path), content)
+    return all(run.result for run in runs)
+
+
+def keep_writing(workdirs: Sequence[str | os.PathLike], path: str | os.PathLike) -> None:
+    """Writes the page of `write_page` again every `PAUSE` seconds until all runs are finished."""
+    finished = False
+    while not finished:
+        time.sleep(PAUSE)
+        finished = write_page(workdirs, path)
 
 
 def read_run_folder(workdir: str | os.PathLike) -> Run:
@@ -111,6 +122,7 @@ def report_html(runs: dict[str, Run]) -> str:
     values = _values_of_one(*runs.values()) if len(runs) == 1 else _values_of_several(runs)
     template = "report/run.html" if len(runs) == 1 else "report/runs.html"
     values |= {"sections": curves, "has_rollouts": any(rollouts["runs"].values()), "x_axes": axes}
+    values["is_live"] = not all(run.result for run in runs.values())
     return document(template, figures, plotly, {"rollouts": rollouts, "spent": spent}, **values)
 
 
