@@ -191,10 +191,11 @@ def spent(rows: list[Row]) -> dict[str, list[float]]:
         return {}
     updates = [row["step"] for row in training]
     start = max((row["step"] for row in rows if row["step"] < updates[0]), default=0)
-    each = {name: [row.get(key) for row in training] for name, key in SPENT.items()}
-    totals = {name: np.cumsum(values).tolist() for name, values in each.items() if all(map(_finite, values))}
-    found = {"update": [start, *updates], "iteration": list(range(len(training) + 1))}
-    found |= {name: [0.0, *(float(f"{total:.6g}") for total in values)] for name, values in totals.items()}
+    found: dict[str, list[float]] = {"update": [start, *updates], "iteration": list(range(len(training) + 1))}
+    for name, key in SPENT.items():
+        each = [row[key] for row in training if _finite(row.get(key))]
+        if len(each) == len(training):
+            found[name] = [0.0, *(float(f"{total:.6g}") for total in np.cumsum(each))]
     every = max(1, -(-len(training) // MOST_POINTS))
     return {name: [*values[:-1:every], values[-1]] for name, values in found.items()}
 

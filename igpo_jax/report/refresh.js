@@ -6,8 +6,9 @@ const opened = () => [...document.querySelectorAll("#list button")]
 
 function place() {
   const valueOf = (field) => ["radio", "checkbox"].includes(field.type) ? field.checked : field.value;
-  const values = fields().map((field) => [keyOf(field), valueOf(field)]);
-  const details = [...document.querySelectorAll("details")].map((each) => each.open);
+  const chosen = fields().filter((field) => field.type !== "radio" || field.checked);
+  const values = chosen.map((field) => [keyOf(field), valueOf(field)]);
+  const details = [...document.querySelectorAll("details[open] summary")].map((summary) => summary.textContent);
   return {values, details, rollout: opened(), top: scrollY, left: scrollX, focus: document.activeElement.id};
 }
 
@@ -22,13 +23,18 @@ function goTo({values, details, rollout, top, left, focus}) {
   values.forEach(restore);  // in the order of the page: the choice of a run makes new fields
   document.querySelectorAll("#list button")[rollout]?.click();
   restore(["time", new Map(values).get("time")]);
-  document.querySelectorAll("details").forEach((each, i) => { each.open = details[i] ?? each.open; });
+  document.querySelectorAll("summary").forEach((summary) => {
+    summary.parentNode.open = details.includes(summary.textContent);
+  });
   element(focus)?.focus({preventScroll: true});
   scrollTo(left, top);
 }
 
+if (history.state) {
+  goTo(history.state);
+  history.replaceState(null, "");
+}
 if (element("live")) {
-  if (history.state) goTo(history.state);
   setInterval(() => {
     if (!element("live").checked || document.hidden || element("play")?.textContent.includes("Pause")) return;
     history.replaceState(place(), "");
