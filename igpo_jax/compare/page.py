@@ -22,12 +22,14 @@ VERDICTS = {"held": "good", "not held": "bad", "undecided": "soft"}  # verdict -
 TO_REACH = tuple(f"{cost} to {REACHED:.0%}" for cost in ("prompts", "evaluations"))
 QUICK = "A quick trial (--quick) with few iterations: it shows that everything works, and its numbers say little."
 COLUMNS = {
-    "claim": "A statement about two or more arms that was fixed before the runs.",
+    "claim": "A statement about two or more arms.",
     "task": "The configuration.",
-    "verdict": "held: the whole interval is above the claim's margin. not held: the whole interval is below it. Otherwise undecided.",
+    "verdict": "held: the whole interval is above the claim's margin. not held: the whole interval is below it. "
+    "Otherwise undecided.",
     "difference in points (95 %)": "Mean of the paired differences between the stages, in percentage points, with its interval.",
     "against": "The strongest of the arms that the claim says are worse.",
-    "p, corrected": "Probability of such a difference if there were none beyond the margin, corrected for the number of claims (Holm).",
+    "p, corrected": "p-value of the two-sided t test that the difference is the claim's margin, corrected for the "
+    "number of claims (Holm).",
     "budget used": "Share of its network evaluations that an arm has spent when it is judged. For a claim: of the better and of the "
     "other arm.",
     "stages to decide": "About how many supervised stages an undecided claim would take.",
@@ -60,8 +62,8 @@ def write_comparison(folder: pathlib.Path, found: dict[str, Any]) -> None:
 
 
 def accuracy_curves(found: dict[str, Any], budget: str, task: str = "") -> Curves:
-    """Returns the curves of accuracy against a budget. `task` is the beginning of their title. The budget "prompts" is the number of
-    sampled prompts. The budget "evaluations" is the number of rows (sequences) that the network has processed."""
+    """Returns the curves of accuracy against a budget. `task` is the beginning of their title. The budget "prompts" is the number
+    of sampled prompts. The budget "evaluations" is the number of rows (sequences) that the network has processed."""
     names = {"evaluations": "rows through the network", "prompts": "prompts sampled"}
     series = {arm: (_stack(runs, budget), _stack(runs, "accuracy")) for arm, runs in found["curves"].items()}
     title = f"{task}: accuracy" if task else "Accuracy"
@@ -210,8 +212,8 @@ def markdown_text(text: str) -> str:
 
 
 def comparison_html(name: str, found: dict[str, Any]) -> str:
-    repeats = f"{len(found['seeds'])} supervised stages × {found['rl_seeds']} RL runs of each arm"
-    facts = [*(["quick trial"] if found["quick"] else []), repeats, f"{found['problems']} held-out problems"]
+    repeats = f"{len(found['seeds'])} supervised stages, each continued {found['rl_seeds']} × by each arm"
+    facts = [*(["quick trial (--quick)"] if found["quick"] else []), repeats, f"{found['problems']} held-out problems"]
     curves = [accuracy_curves(found, "evaluations"), accuracy_curves(found, "prompts"), all_wrong_curves(found)]
     return comparison_page(name, facts, note(found), (verdict_table(found), table(found)), curves, found["runs"])
 

@@ -85,7 +85,7 @@ def write_tasks(folder: pathlib.Path, found: dict[str, dict[str, Any]]) -> None:
     atomic_write(folder / "tasks.md", text)
     curves = [accuracy_curves(part, "evaluations", name) for name, part in found.items()]
     runs = [{"task": name} | run for name, part in found.items() for run in part["runs"]]
-    facts = [*(["quick trial"] if any(part["quick"] for part in found.values()) else []), f"{len(found)} tasks"]
+    facts = [*(["quick trial (--quick)"] if any(part["quick"] for part in found.values()) else []), f"{len(found)} tasks"]
     page = comparison_page(folder.name, facts, about, (tables[1], tables[0]), curves, runs)
     atomic_write(folder / "tasks.html", page)
 

@@ -369,6 +369,9 @@ def test_the_command_writes_pages_and_says_in_one_line_what_is_wrong(two_runs, t
     done = command(*two_runs, "--output=both.html")
     assert done.returncode == 0 and done.stdout == "report: both.html\n"
     assert "2 runs compared" in (tmp_path / "both.html").read_text()
+    (two_runs[0] / "result.json").write_text('{"updates": 10}')
+    done = command(two_runs[0], "--watch")  # the run is finished
+    assert done.returncode == 0 and done.stdout == f"report: {two_runs[0] / 'report.html'}\n"
     wrong = command(two_runs[0], "nothing")
     assert wrong.returncode == 1 and wrong.stderr == "error: there is no folder nothing; give the folder of a run\n"
 
