@@ -260,8 +260,8 @@ def _accuracy(correct: np.ndarray, counted: np.ndarray | None = None) -> dict[st
 def compare_runs(
     folder: pathlib.Path, arms: list[str], seeds: list[int], rl_seeds: int = 1, quick: bool = False
 ) -> dict[str, Any]:
-    """Returns the contents of comparison.json. For each arm and each seed of the supervised stage, there are `rl_seeds` runs, which
-    had few iterations if `quick` is true. Raises ValueError if a run is not finished, or if its files cannot be read."""
+    """Returns the contents of comparison.json. For each arm and each seed of the supervised stage, there are `rl_seeds` runs,
+    which had few iterations if `quick` is true. Raises ValueError if a run is not finished, or if its files cannot be read."""
 
     def of_stage(seed: int, arm: str) -> list[RunNumbers]:
         return [read_run_numbers(folder / f"seed-{seed}" / run_name(arm, rl_seed)) for rl_seed in range(rl_seeds)]

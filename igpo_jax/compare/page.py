@@ -26,12 +26,12 @@ COLUMNS = {
     "task": "The configuration.",
     "verdict": "held: the whole interval is above the claim's margin. not held: the whole interval is below it. "
     "Otherwise undecided.",
-    "difference in points (95 %)": "Mean of the paired differences between the stages, in percentage points, with its interval.",
+    "difference in points (95 %)": "Mean over the stages of the paired differences, in percentage points, and its interval.",
     "against": "The strongest of the arms that the claim says are worse.",
     "p, corrected": "p-value of the two-sided t test that the difference is the claim's margin, corrected for the "
     "number of claims (Holm).",
-    "budget used": "Share of its network evaluations that an arm has spent when it is judged. For a claim: of the better and of the "
-    "other arm.",
+    "budget used": "Share of its network evaluations that an arm has spent when it is judged. For a claim: of the better and of "
+    "the other arm.",
     "stages to decide": "About how many supervised stages an undecided claim would take.",
     "arm": "A variant of the training method.",
     "accuracy at equal evaluations": "Percent of the held-out problems that are solved when each arm has put equally many rows "
@@ -48,7 +48,7 @@ COLUMNS = {
     TO_REACH[1]: f"Network evaluations until the accuracy was {REACHED:.0%}, likewise.",
     "RL seconds": "Wall time of the RL stage, the mean of the runs.",
 } | {
-    f"accuracy at equal {budget}": f"Percent of the held-out problems that are solved when each arm has spent equally many {unit}."
+    f"accuracy at equal {budget}": f"Percent of the held-out problems solved when each arm has spent equally many {unit}."
     for budget, unit in {"prompts": "prompts", "wall time": "seconds"}.items()
 }  # fmt: skip
 Curves = tuple[str, str, dict[str, tuple[np.ndarray, np.ndarray]]]  # arguments of `figure`
@@ -132,7 +132,8 @@ def table(found: dict[str, Any]) -> list[list[str]]:
     """Returns the results of a comparison as a table, which is a list of rows of text. The first row is the header. Each of the
     other rows belongs to one arm."""
     header = ["arm", "accuracy at equal evaluations", "at equal prompts", "at equal wall time", "hardest third", "budget used",
-              "all wrong before hints", "second attempts' share", "rescued", "swapped in", "distinct", *TO_REACH, "RL seconds"]  # fmt: skip
+              "all wrong before hints", "second attempts' share", "rescued", "swapped in", "distinct", *TO_REACH,
+              "RL seconds"]  # fmt: skip
     rows = [header]
     for arm in found["arms"]:
         keys = ("equal_evaluations", "equal_prompts", "equal_seconds", "hardest_third")

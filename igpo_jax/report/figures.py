@@ -140,8 +140,8 @@ SPEED = (
 
 def sections(runs: Runs) -> tuple[list[Row], list[Row]]:
     """Returns the sections of a report, and the list of Plotly figures for the panels. A section is a dict with the keys
-    "title" and "panels". A panel is a dict with the keys "title", "note", "smoothing" (what thick and faint lines are), "lines" (the
-    legend) and "number" (the index of the panel's figure). Panels without data are left out."""
+    "title" and "panels". A panel is a dict with the keys "title", "note", "smoothing" (what thick and faint lines are), "lines"
+    (the legend) and "number" (the index of the panel's figure). Panels without data are left out."""
     figures: list[Row] = []
     found: list[Row] = []
 
@@ -183,9 +183,9 @@ def half_window(values: np.ndarray) -> int:
 
 
 def spent(rows: list[Row]) -> dict[str, list[float]]:
-    """Returns what a run has spent in RL, as {name of an x axis: totals}. The totals belong to the last update before RL, where they
-    are 0, and to each RL iteration; the list "update" has the numbers of these updates. Leaves out what an iteration does not log.
-    Returns {} if there is no RL. Keeps at most `MOST_POINTS` + 2 evenly spaced iterations."""
+    """Returns what a run has spent in RL, as {name of an x axis: totals}. The totals belong to the last update before RL, where
+    they are 0, and to each RL iteration; the list "update" has the numbers of these updates. Leaves out what an iteration does
+    not log. Returns {} if there is no RL. Keeps at most `MOST_POINTS` + 2 evenly spaced entries."""
     training = stage_rows(rows, "rl", "reward/first_try")
     if not training:
         return {}
@@ -201,8 +201,8 @@ def spent(rows: list[Row]) -> dict[str, list[float]]:
 
 
 def x_axes(runs: Runs) -> tuple[dict[str, str], dict[str, Any]]:
-    """Returns the x axes that the curves of RL can have, as {name: title}, and the result of `spent` for each run with RL. An axis
-    is left out if one of these runs does not log it."""
+    """Returns the x axes that the curves of RL can have, as {name: title}, and the result of `spent` for each run with RL. An
+    axis is left out if one of these runs does not log it."""
     known = {run: found for run, rows in runs.items() if (found := spent(rows))}
     axes = X_AXES if known else {}
     return {name: title for name, title in axes.items() if all(name in found for found in known.values())}, known
@@ -334,9 +334,9 @@ def _curve(rows: list[Row], stage: str, key: str) -> tuple[np.ndarray, np.ndarra
 
 
 def _trace(x: Sequence[float] | np.ndarray, y: np.ndarray, run: str, curve: str, stage: str, smoothed: bool = False) -> Row:
-    """Returns a Plotly line through the points (x, y), where x are updates. Keeps at most `MOST_POINTS` evenly spaced points, and
-    rounds y to six significant digits. The scripts of the page read `meta`, and convert the updates of the stage rl to the chosen
-    x axis."""
+    """Returns a Plotly line through the points (x, y), where x are updates. Keeps at most `MOST_POINTS` evenly spaced points,
+    and rounds y to six significant digits. The scripts of the page read `meta`, and convert the updates of the stage rl to the
+    chosen x axis."""
     every = max(1, -(-len(x) // MOST_POINTS))
     shown = (smooth(y) if smoothed else y)[::every]
     meta = {"run": run, "curve": curve, "stage": stage, "window": 2 * half_window(y) + 1 if smoothed else 1}

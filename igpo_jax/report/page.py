@@ -64,9 +64,9 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path | None:
 
 
 def write_page(workdirs: Sequence[str | os.PathLike], path: str | os.PathLike) -> bool:
-    """Writes the report of one training run, or a page that compares several runs. Returns whether all runs are finished. Raises ImportError if plotly is not
-    installed. Raises ValueError if a file of a run cannot be read, if a run is given twice, if there are more than `MOST_RUNS`
-    runs, or if the folder for the page is missing."""
+    """Writes the report of one training run, or a page that compares several runs. Returns whether all runs are finished.
+    Raises ImportError if plotly is not installed. Raises ValueError if a file of a run cannot be read, if a run is given twice,
+    if there are more than `MOST_RUNS` runs, or if the folder for the page is missing."""
     if len(workdirs) > MOST_RUNS:
         raise ValueError(f"{len(workdirs)} runs are too many for one page; give at most {MOST_RUNS}")
     runs = [read_run_folder(workdir) for workdir in workdirs]
