@@ -52,6 +52,7 @@ def main():
         arms.append(arm | {"hardest_third": {"mean": None, "interval95": None}})
     found = old | {
         "rl_seeds": 1,
+        "quick": False,
         "arms": arms,
         "claims": judged(decidable, runs, everything),
         "same_verdicts": same_verdicts(runs),

@@ -88,7 +88,7 @@ def main(_) -> None:
             require_links_inside(folder)
             check_comparison(folder / "overrides.json", {"config": file, "overrides": overrides}, config)
             train_all(folder, file, arms, seeds, overrides)
-            write_comparison(folder, compare_runs(folder, arms, seeds, RL_SEEDS.value))
+            write_comparison(folder, compare_runs(folder, arms, seeds, RL_SEEDS.value, QUICK.value))
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
     print(escape_controls((folder / "comparison.md").read_text()))

@@ -257,9 +257,11 @@ def _accuracy(correct: np.ndarray, counted: np.ndarray | None = None) -> dict[st
     return found | {"interval95": found["interval95"] and np.clip(found["interval95"], 0, 1).tolist()}
 
 
-def compare_runs(folder: pathlib.Path, arms: list[str], seeds: list[int], rl_seeds: int = 1) -> dict[str, Any]:
-    """Returns the contents of comparison.json. For each arm and each seed of the supervised stage, there are `rl_seeds` runs. Raises
-    ValueError if a run is not finished, or if its files cannot be read."""
+def compare_runs(
+    folder: pathlib.Path, arms: list[str], seeds: list[int], rl_seeds: int = 1, quick: bool = False
+) -> dict[str, Any]:
+    """Returns the contents of comparison.json. For each arm and each seed of the supervised stage, there are `rl_seeds` runs,
+    which had few iterations if `quick` is true. Raises ValueError if a run is not finished, or if its files cannot be read."""
 
     def of_stage(seed: int, arm: str) -> list[RunNumbers]:
         return [read_run_numbers(folder / f"seed-{seed}" / run_name(arm, rl_seed)) for rl_seed in range(rl_seeds)]
@@ -278,6 +280,7 @@ def compare_runs(folder: pathlib.Path, arms: list[str], seeds: list[int], rl_see
         return {
             "seeds": seeds,
             "rl_seeds": rl_seeds,
+            "quick": quick,
             "problems": int(hard.shape[1]),
             "arms": [arm_numbers(arm, runs, correct, hard) for arm in runs],
             "claims": judged(decidable, runs, hard),

@@ -4,47 +4,91 @@ no other files and has no scripts. Its figures are SVG and are drawn by this mod
 import json
 import pathlib
 import re
+import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from igpo_jax.compare.numbers import REACHED
-from igpo_jax.report.style import COLORS, GREEN, GREY, PALETTE, RED
+from igpo_jax.report.style import COLORS, PALETTE, STYLE
 from igpo_jax.report.templates import read_source, render, render_page
 from igpo_jax.runtime.files import atomic_write
 
 DASHES = ("", "7 3", "2 3")  # the next pattern is used when all colors have been used
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 620, 330, 52, 12, 34, 42
 LEGEND_COLUMNS = 3
-VERDICTS = {"held": GREEN, "not held": RED, "undecided": GREY}
+VERDICTS = {"held": "good", "not held": "bad", "undecided": "soft"}  # verdict -> class in page.css
+TO_REACH = tuple(f"{cost} to {REACHED:.0%}" for cost in ("prompts", "evaluations"))
+QUICK = "A quick trial (--quick) with few iterations: it shows that everything works, and its numbers say little."
+COLUMNS = {
+    "claim": "A statement about two or more arms.",
+    "task": "The configuration.",
+    "verdict": "held: the whole interval is above the claim's margin. not held: the whole interval is below it. "
+    "Otherwise undecided.",
+    "difference in points (95 %)": "Mean over the stages of the paired differences, in percentage points, and its interval.",
+    "against": "The strongest of the arms that the claim says are worse.",
+    "p, corrected": "p-value of the two-sided t test that the difference is the claim's margin, corrected for the "
+    "number of claims (Holm).",
+    "budget used": "Share of its network evaluations that an arm has spent when it is judged. For a claim: of the better and of "
+    "the other arm.",
+    "stages to decide": "About how many supervised stages an undecided claim would take.",
+    "arm": "A variant of the training method.",
+    "accuracy at equal evaluations": "Percent of the held-out problems that are solved when each arm has put equally many rows "
+    "through the network, with an interval of 95 %.",
+    "at equal prompts": "The same when each arm has sampled equally many prompts.",
+    "at equal wall time": "The same when each arm has trained for equally many seconds.",
+    "hardest third": "Accuracy on the third of the problems that all arms together solve least often, at equal evaluations.",
+    "all wrong before hints": "Percent of groups without a correct answer before hints, in the first and in the last rollouts.",
+    "second attempts' share": "Percent of the network evaluations that were spent on second attempts.",
+    "rescued": "Percent of the all-wrong groups that got a correct answer in the second attempt.",
+    "swapped in": "Answers of second attempts that replaced wrong ones, per group.",
+    "distinct": "Percent of different answers among the first attempts of a group.",
+    TO_REACH[0]: f"Prompts sampled until the accuracy was {REACHED:.0%}, the median of the runs; – if most never reached it.",
+    TO_REACH[1]: f"Network evaluations until the accuracy was {REACHED:.0%}, likewise.",
+    "RL seconds": "Wall time of the RL stage, the mean of the runs.",
+} | {
+    f"accuracy at equal {budget}": f"Percent of the held-out problems solved when each arm has spent equally many {unit}."
+    for budget, unit in {"prompts": "prompts", "wall time": "seconds"}.items()
+}  # fmt: skip
+Curves = tuple[str, str, dict[str, tuple[np.ndarray, np.ndarray]]]  # arguments of `figure`
 
 
 def write_comparison(folder: pathlib.Path, found: dict[str, Any]) -> None:
     atomic_write(folder / "comparison.json", json.dumps(found, indent=1))
     atomic_write(folder / "comparison.md", markdown(found))
-    atomic_write(folder / "comparison.svg", accuracy_figure(found, "evaluations"))
+    atomic_write(folder / "comparison.svg", figure(*accuracy_curves(found, "evaluations")))
     atomic_write(folder / "comparison.html", comparison_html(folder.name, found))
 
 
-def accuracy_figure(found: dict[str, Any], budget: str, task: str = "") -> str:
-    """Returns an SVG figure that plots accuracy against a budget. `task` is the beginning of its title. The budget "prompts" is the number of sampled prompts. The
-    budget "evaluations" is the number of rows (sequences) that the network has processed."""
+def accuracy_curves(found: dict[str, Any], budget: str, task: str = "") -> Curves:
+    """Returns the curves of accuracy against a budget. `task` is the beginning of their title. The budget "prompts" is the number
+    of sampled prompts. The budget "evaluations" is the number of rows (sequences) that the network has processed."""
     names = {"evaluations": "rows through the network", "prompts": "prompts sampled"}
     series = {arm: (_stack(runs, budget), _stack(runs, "accuracy")) for arm, runs in found["curves"].items()}
     title = f"{task}: accuracy" if task else "Accuracy"
-    return figure(f"{title} on {found['problems']} held-out problems", names[budget], series)
+    return f"{title} on {found['problems']} held-out problems", names[budget], series
 
 
-def all_wrong_figure(found: dict[str, Any]) -> str:
-    """Returns an SVG figure of the share of groups whose completions are all wrong before hints are tried. The x axis is the
+def all_wrong_curves(found: dict[str, Any]) -> Curves:
+    """Returns the curves of the share of groups whose completions are all wrong before hints are tried. The x axis is the
     number of sampled prompts. Each curve is smoothed over five iterations."""
 
     def smooth(values: np.ndarray) -> np.ndarray:
         return np.array([[row[max(0, i - 2) : i + 3].mean() for i in range(len(row))] for row in values])
 
     series = {arm: (_stack(runs, "sampled"), smooth(_stack(runs, "all_wrong"))) for arm, runs in found["curves"].items()}
-    return figure("Groups that are all wrong, before hints", "prompts sampled", series)
+    return "Groups that are all wrong, before hints", "prompts sampled", series
+
+
+def csv_address(curves: Curves) -> str:
+    """Returns a data: address of a CSV file with the points of curves: the mean, the worst and the best of the runs."""
+    _, x_name, series = curves
+    lines = [["arm", x_name, "mean", "lowest", "highest"]]
+    for arm, (x, y) in series.items():
+        points = zip(x.mean(axis=0), y.mean(axis=0), y.min(axis=0), y.max(axis=0), strict=True)
+        lines += [[arm, *(f"{value:.6g}" for value in point)] for point in points]
+    return "data:text/csv," + urllib.parse.quote("".join(",".join(line) + "\r\n" for line in lines))
 
 
 def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
@@ -87,9 +131,8 @@ def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarr
 def table(found: dict[str, Any]) -> list[list[str]]:
     """Returns the results of a comparison as a table, which is a list of rows of text. The first row is the header. Each of the
     other rows belongs to one arm."""
-    reach = f"{REACHED:.0%}"
     header = ["arm", "accuracy at equal evaluations", "at equal prompts", "at equal wall time", "hardest third", "budget used",
-              "all wrong before hints", "second attempts' share", "rescued", "swapped in", "distinct", f"prompts to {reach}", f"evaluations to {reach}",
+              "all wrong before hints", "second attempts' share", "rescued", "swapped in", "distinct", *TO_REACH,
               "RL seconds"]  # fmt: skip
     rows = [header]
     for arm in found["arms"]:
@@ -138,8 +181,9 @@ def note(found: dict[str, Any]) -> str:
         f" {', '.join(arms[:-1])} and {arms[-1]} gave the same verdicts in all evaluations, so this comparison cannot tell them apart."
         for arms in found["same_verdicts"]
     )
+    quick = f"{QUICK} " if found["quick"] else ""
     return (
-        f"{len(found['seeds'])} supervised stages (seeds {', '.join(map(str, found['seeds']))}), {repeats} of "
+        f"{quick}{len(found['seeds'])} supervised stages (seeds {', '.join(map(str, found['seeds']))}), {repeats} of "
         f"each arm from each; {found['problems']} held-out problems, greedy decoding; percent with 95 % intervals of Student's "
         "t over the means of the stages. Arms are judged when they have spent equally much: in the table of arms, what the "
         "cheapest arm spends in all; for a claim, the most that both of its arms spend. Verdicts are interpolated between two "
@@ -169,17 +213,36 @@ def markdown_text(text: str) -> str:
 
 
 def comparison_html(name: str, found: dict[str, Any]) -> str:
+    repeats = f"{len(found['seeds'])} supervised stages, each continued {found['rl_seeds']} × by each arm"
+    facts = [*(["quick trial (--quick)"] if found["quick"] else []), repeats, f"{found['problems']} held-out problems"]
+    curves = [accuracy_curves(found, "evaluations"), accuracy_curves(found, "prompts"), all_wrong_curves(found)]
+    return comparison_page(name, facts, note(found), (verdict_table(found), table(found)), curves, found["runs"])
+
+
+def comparison_page(
+    name: str,
+    facts: list[str],
+    about: str,
+    tables: tuple[list[list[str]], list[list[str]]],
+    curves: Sequence[Curves],
+    runs: list[dict[str, Any]],
+) -> str:
+    """Returns the HTML page with the tables of claims and of arms, and with a figure for each of `curves`."""
     return render_page(
         "compare/page.html",
-        [read_source("compare/page.css"), PALETTE],
+        [STYLE, PALETTE, read_source("compare/page.css")],
         [],
-        title=name,
-        note=note(found),
-        claims=verdict_table(found),
-        arms=table(found),
+        title=f"{name} · comparison",
+        kind="Comparison",
+        heading=name,
+        facts=facts,
+        note=about,
+        claims=tables[0],
+        arms=tables[1],
+        columns=COLUMNS,
         verdicts=VERDICTS,
-        figures=[accuracy_figure(found, "evaluations"), accuracy_figure(found, "prompts"), all_wrong_figure(found)],
-        runs=found["runs"],
+        figures=[{"name": f"{each[0]}, by {each[1]}", "svg": figure(*each), "csv": csv_address(each)} for each in curves],
+        runs=runs,
     )
 
 

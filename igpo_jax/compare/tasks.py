@@ -11,9 +11,15 @@ from typing import Any
 from igpo_jax.cli import load_config, resolve_config_path
 from igpo_jax.compare.arms import check_arms
 from igpo_jax.compare.intervals import holm
-from igpo_jax.compare.page import VERDICTS, accuracy_figure, difference, markdown_table, markdown_text, with_interval
-from igpo_jax.report.style import PALETTE
-from igpo_jax.report.templates import read_source, render_page
+from igpo_jax.compare.page import (
+    QUICK,
+    accuracy_curves,
+    comparison_page,
+    difference,
+    markdown_table,
+    markdown_text,
+    with_interval,
+)
 from igpo_jax.runtime import interrupts
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import atomic_write, read_json
@@ -77,18 +83,10 @@ def write_tasks(folder: pathlib.Path, found: dict[str, dict[str, Any]]) -> None:
     text = "\n".join([*markdown_table(tables[0]), "", *markdown_table(tables[1]), "", markdown_text(about), ""])
     atomic_write(folder / "tasks.json", json.dumps(found, indent=1))
     atomic_write(folder / "tasks.md", text)
-    page = render_page(
-        "compare/page.html",
-        [read_source("compare/page.css"), PALETTE],
-        [],
-        title=folder.name,
-        note=about,
-        claims=tables[1],
-        arms=tables[0],
-        verdicts=VERDICTS,
-        figures=[accuracy_figure(part, "evaluations", name) for name, part in found.items()],
-        runs=[{"task": name} | run for name, part in found.items() for run in part["runs"]],
-    )
+    curves = [accuracy_curves(part, "evaluations", name) for name, part in found.items()]
+    runs = [{"task": name} | run for name, part in found.items() for run in part["runs"]]
+    facts = [*(["quick trial (--quick)"] if any(part["quick"] for part in found.values()) else []), f"{len(found)} tasks"]
+    page = comparison_page(folder.name, facts, about, (tables[1], tables[0]), curves, runs)
     atomic_write(folder / "tasks.html", page)
 
 
@@ -124,7 +122,8 @@ def note(found: dict[str, dict[str, Any]]) -> str:
         "problems"
         for name, part in found.items()
     )
+    quick = f"{QUICK} " if any(part["quick"] for part in found.values()) else ""
     return (
-        f"{sizes}. Percent with 95 % intervals of Student's t over the means of the stages; the pages of the single tasks say how "
+        f"{quick}{sizes}. Percent with 95 % intervals of Student's t over the means of the stages; the pages of the single tasks say how "
         f"the budgets are chosen. {number} claims are judged on this page, and the p-values are corrected for their number (Holm)."
     )

@@ -1,7 +1,8 @@
-"""python -m igpo_jax.report RUN [RUN ...] [--output=FILE]
+"""python -m igpo_jax.report RUN [RUN ...] [--output=FILE] [--watch]
 
 Writes the HTML report of a training run, which need not be finished. For several runs, writes a page that compares their
-curves, their results with confidence intervals, their rollouts, and the settings that differ.
+curves, their results with confidence intervals, their rollouts, and the settings that differ. With --watch, writes the page
+again every minute until all runs are finished; a browser that shows it loads it again.
 """
 
 from igpo_jax.runtime import interrupts
@@ -16,12 +17,13 @@ import sys
 from absl import flags
 
 from igpo_jax.cli import escape_controls, parse_flags, run_command
-from igpo_jax.report.page import write_page
+from igpo_jax.report.page import keep_writing, write_page
 from igpo_jax.runtime.buckets import is_address
 
 OUTPUT = flags.DEFINE_string(
     "output", None, "The file to write; by default RUN/report.html, or compared.html for several runs."
 )
+WATCH = flags.DEFINE_boolean("watch", False, "Writes the page again every minute until all runs are finished.")
 
 
 def main(arguments: list[str]) -> None:
@@ -34,10 +36,12 @@ def main(arguments: list[str]) -> None:
             if len(runs) == 1
             else "compared.html"
         )
-        write_page(runs, path)
+        finished = write_page(runs, path)
+        print(escape_controls(f"report: {path}"), flush=True)
+        if WATCH.value and not finished:
+            keep_writing(runs, path)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
-    print(escape_controls(f"report: {path}"))
 
 
 def run() -> None:

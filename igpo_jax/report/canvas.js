@@ -1,6 +1,3 @@
-const data = JSON.parse(element("data").textContent), options = {responsive: true, displayModeBar: false};
-data.figures.forEach((figure, i) => Plotly.newPlot("figure-" + i, figure.data, figure.layout, options));
-
 if (element("rollouts")) {
   const {pieces, runs} = data.rollouts;
   const fill = (id, text) => { element(id).textContent = text; };
@@ -75,6 +72,7 @@ if (element("rollouts")) {
       return item;
     }));
     element("rollout").hidden = !shown.length;
+    element("nothing").hidden = shown.length > 0;
     if (shown.length) choose(shown.includes(current) ? current : shown[0]);
   }
 

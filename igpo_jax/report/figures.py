@@ -18,6 +18,15 @@ Row = dict[str, Any]
 Runs = dict[str, list[Row]]  # parsed lines of metrics.jsonl, by the run's name
 
 PHASES = {"time/rollout": BLUE, "time/reward": GREEN, "time/score": PURPLE, "time/update": YELLOW}
+# What the RL iterations of a run have spent: name of an x axis -> metric of an iteration
+SPENT = {"prompts": "sampler/prompts", "evaluations": "sampler/rows", "seconds": "time/total"}
+X_AXES = {
+    "iteration": "RL iteration",
+    "update": "update",
+    "prompts": "prompts sampled",
+    "evaluations": "network evaluations (rows)",
+    "seconds": "seconds of RL",
+}
 DASHES = {"solid": "solid", "dot": "dotted", "dash": "dashed"}  # line styles: name in Plotly -> name in CSS
 MOST_POINTS = 1000  # of a curve: more than a panel can show, but few enough for a fast page
 # Options of a y axis
@@ -131,8 +140,8 @@ SPEED = (
 
 def sections(runs: Runs) -> tuple[list[Row], list[Row]]:
     """Returns the sections of a report, and the list of Plotly figures for the panels. A section is a dict with the keys
-    "title" and "panels". A panel is a dict with the keys "title", "note", "lines" (the legend) and "number" (the index of the
-    panel's figure). Panels without data are left out."""
+    "title" and "panels". A panel is a dict with the keys "title", "note", "smoothing" (what thick and faint lines are), "lines"
+    (the legend) and "number" (the index of the panel's figure). Panels without data are left out."""
     figures: list[Row] = []
     found: list[Row] = []
 
@@ -140,16 +149,19 @@ def sections(runs: Runs) -> tuple[list[Row], list[Row]]:
         shown: list[Row] = []
         for name, note, figure in panels:
             if figure:
-                shown.append({"title": name, "note": note, "lines": _legend(figure), "number": len(figures)})
+                text = {"title": name, "note": note, "smoothing": _smoothing(figure)}
+                shown.append({**text, "lines": _legend(figure), "number": len(figures)})
                 figures.append(figure)
         found.append({"title": title, "panels": shown})
 
     def draw(*panels: Panel) -> list[tuple[str, str, Row | None]]:
         return [(panel.title, panel.note, _figure(runs, panel)) for panel in panels]
 
-    accuracy = ("Accuracy", "On held-out problems; bars are 95% intervals.", _accuracy_figure(runs))
-    alone = next(iter(runs.values())) if len(runs) == 1 else None
-    time = [("Seconds per iteration", "Where the wall time goes.", _phases_figure(alone))] if alone else draw(SECONDS)
+    before = any(row["stage"] == "sft" for rows in runs.values() if spent(rows) for row in evaluations(rows))
+    note = "On held-out problems; bars are 95% intervals." + (" Before RL, there are values by update only." if before else "")
+    accuracy = ("Accuracy", note, _accuracy_figure(runs))
+    alone = len(runs) == 1
+    time = [("Seconds per iteration", "Where the wall time goes.", _phases_figure(runs))] if alone else draw(SECONDS)
     section("Learning", [accuracy, *draw(REWARD, _reward_parts(runs))])
     section("Inpainting", draw(*INPAINTING))
     section("Policy", draw(*POLICY))
@@ -169,10 +181,40 @@ def _reward_parts(runs: Runs) -> Panel:
 
 def smooth(values: np.ndarray) -> np.ndarray:
     """Returns the centered rolling mean of n values. A window has about n / 12 values, and fewer at the ends."""
-    half, index = len(values) // 24, np.arange(len(values))
+    half, index = half_window(values), np.arange(len(values))
     total = np.concatenate([[0.0], np.cumsum(values)])
     begin, end = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
     return (total[end] - total[begin]) / (end - begin)
+
+
+def half_window(values: np.ndarray) -> int:
+    return len(values) // 24
+
+
+def spent(rows: list[Row]) -> dict[str, list[float]]:
+    """Returns what a run has spent in RL, as {name of an x axis: totals}. The totals belong to the last update before RL, where
+    they are 0, and to each RL iteration; the list "update" has the numbers of these updates. Leaves out what an iteration does
+    not log. Returns {} if there is no RL. Keeps at most `MOST_POINTS` + 2 evenly spaced entries."""
+    training = stage_rows(rows, "rl", "reward/first_try")
+    if not training:
+        return {}
+    updates = [row["step"] for row in training]
+    start = max((row["step"] for row in rows if row["step"] < updates[0]), default=0)
+    found: dict[str, list[float]] = {"update": [start, *updates], "iteration": list(range(len(training) + 1))}
+    for name, key in SPENT.items():
+        each = [row[key] for row in training if _finite(row.get(key))]
+        if len(each) == len(training):
+            found[name] = [0.0, *(float(f"{total:.6g}") for total in np.cumsum(each))]
+    every = max(1, -(-len(training) // MOST_POINTS))
+    return {name: [*values[:-1:every], values[-1]] for name, values in found.items()}
+
+
+def x_axes(runs: Runs) -> tuple[dict[str, str], dict[str, Any]]:
+    """Returns the x axes that the curves of RL can have, as {name: title}, and the result of `spent` for each run with RL. An
+    axis is left out if one of these runs does not log it."""
+    known = {run: found for run, rows in runs.items() if (found := spent(rows))}
+    axes = X_AXES if known else {}
+    return {name: title for name, title in axes.items() if all(name in found for found in known.values())}, known
 
 
 def stage_rows(rows: list[Row], stage: str, key: str) -> list[Row]:
@@ -201,12 +243,13 @@ def _figure(runs: Runs, panel: Panel) -> Row | None:
             line = {"color": run_color if several else series.color, "width": 1}
             smoothed = panel.noisy and len(x) >= 24
             if smoothed and not several:
-                traces.append({**_trace(x, y), "line": line, "opacity": 0.28, "hoverinfo": "skip", **axis})
+                faint = {"line": line, "opacity": 0.4, "hoverinfo": "skip"}
+                traces.append({**_trace(x, y, run, series.name, panel.stage), **faint, **axis})
             label = f"{series.name} (right)" if series.right else series.name
             name = f"{plotly_text(run)}: {label}" if several else label
             line = {**line, "width": 2.2} | ({"dash": dash} if several else {})
             curve = {"name": name, "legendgroup": label, "line": line}
-            traces.append({**_trace(x, smooth(y) if smoothed else y), **curve, **axis})
+            traces.append({**_trace(x, y, run, series.name, panel.stage, smoothed), **curve, **axis})
     if not traces:
         return None
     layout = _layout(**panel.axis)
@@ -227,7 +270,7 @@ def _accuracy_figure(runs: Runs) -> Row | None:
         accuracy = np.array([row["eval/accuracy"] for row in evals])
         name = plotly_text(run) if len(runs) > 1 else "accuracy"
         style = {"line": {"color": color, "width": 2.2}, "marker": {"size": 6, "color": color}}
-        trace = _trace([row["step"] for row in evals], accuracy) | {"mode": "lines+markers"}
+        trace = _trace([row["step"] for row in evals], accuracy, run, "accuracy", "rl") | {"mode": "lines+markers"}
         trace |= {"name": name, "legendgroup": "accuracy", **style}
         if len(evals) <= MOST_POINTS and all(row.get("eval/problems") for row in evals):
             low, high = np.array([wilson(row["eval/accuracy"], row["eval/problems"]) for row in evals]).T
@@ -251,12 +294,13 @@ def _start_of_rl(rows: list[Row]) -> Row:
     if not evals[0]["step"] < end <= evals[-1]["step"] or not any(row["stage"] == "rl" for row in rows):
         return {}
     line = {"type": "line", "x0": end, "x1": end, "y0": 0, "y1": 1, "line": {"color": GREY}, "yref": "paper", "layer": "below"}
-    label = {"x": end, "y": 1, "yanchor": "top", "showarrow": False, "font": {"color": "#5b6675"}, "yref": "paper"}
+    label = {"x": end, "y": 1, "yanchor": "top", "showarrow": False, "yref": "paper"}
     labels = [{"text": "SFT", "xanchor": "right", "xshift": -6}, {"text": "RL", "xanchor": "left", "xshift": 6}]
     return {"shapes": [line], "annotations": [{**label, **text} for text in labels]}
 
 
-def _phases_figure(rows: list[Row]) -> Row | None:
+def _phases_figure(runs: Runs) -> Row | None:
+    [(run, rows)] = runs.items()
     curves = {key: _curve(rows, "rl", key) for key in PHASES}
     means = {key: float(np.mean(y)) for key, (_, y) in curves.items() if len(y)}
     total = sum(means.values())
@@ -267,8 +311,18 @@ def _phases_figure(rows: list[Row]) -> Row | None:
         x, y = curves[key]
         name = f"{key.removeprefix('time/')} {percent(mean / total, 0)}"
         line = {"width": 0.5, "color": PHASES[key]}
-        traces.append({**_trace(x, smooth(y)), "name": name, "line": line, "stackgroup": "phases"})
+        traces.append({**_trace(x, y, run, key, "rl", smoothed=True), "name": name, "line": line, "stackgroup": "phases"})
     return {"data": traces, "layout": _layout(rangemode="tozero")}
+
+
+def _smoothing(figure: Row) -> str:
+    """Returns a sentence that says which lines of a figure are smoothed, or "" if none is."""
+    windows = sorted({trace["meta"]["window"] for trace in figure["data"]} - {1})
+    if not windows:
+        return ""
+    window = f"{windows[0]}" if len(windows) == 1 else f"{windows[0]} to {windows[-1]}"
+    faint = "; faint: each value" if any("opacity" in trace for trace in figure["data"]) else ""
+    return f"{'Thick' if faint else 'Lines'}: rolling mean of {window} values{faint}."
 
 
 def _legend(figure: Row) -> list[tuple[str, str, str]]:
@@ -288,12 +342,15 @@ def _curve(rows: list[Row], stage: str, key: str) -> tuple[np.ndarray, np.ndarra
     return np.array([row["step"] for row in shown], float), np.array([row[key] for row in shown], float)
 
 
-def _trace(x: Sequence[float] | np.ndarray, y: np.ndarray) -> Row:
-    """Returns a Plotly line through the points (x, y). Keeps at most `MOST_POINTS` evenly spaced points, and rounds the
-    coordinates to six significant digits."""
+def _trace(x: Sequence[float] | np.ndarray, y: np.ndarray, run: str, curve: str, stage: str, smoothed: bool = False) -> Row:
+    """Returns a Plotly line through the points (x, y), where x are updates. Keeps at most `MOST_POINTS` evenly spaced points,
+    and rounds y to six significant digits. The scripts of the page read `meta`, and convert the updates of the stage rl to the
+    chosen x axis."""
     every = max(1, -(-len(x) // MOST_POINTS))
-    steps, values = ([float(f"{value:.6g}") for value in axis[::every]] for axis in (x, y))
-    return {"type": "scatter", "mode": "lines", "cliponaxis": False, "x": [int(step) for step in steps], "y": values}
+    shown = (smooth(y) if smoothed else y)[::every]
+    meta = {"run": run, "curve": curve, "stage": stage, "window": 2 * half_window(y) + 1 if smoothed else 1}
+    points = {"x": [int(step) for step in x[::every]], "y": [float(f"{value:.6g}") for value in shown]}
+    return {"type": "scatter", "mode": "lines", "cliponaxis": False, "meta": meta, **points}
 
 
 def _layout(**y_options: Any) -> Row:

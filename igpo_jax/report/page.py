@@ -7,13 +7,14 @@ import json
 import logging
 import os
 import pathlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from igpo_jax.report.figures import evaluations, percent, sections, stage_rows
+from igpo_jax.report.figures import evaluations, percent, sections, stage_rows, x_axes
 from igpo_jax.report.style import COLORS, document, plotly_source
 from igpo_jax.report.templates import embed
 from igpo_jax.run.bucket_runs import run_folder
@@ -23,10 +24,12 @@ from igpo_jax.runtime.bucket_folders import download
 from igpo_jax.runtime.buckets import is_address, write_object
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import atomic_write, is_inside, read_json, wrap_read_errors
+from igpo_jax.runtime.progress import duration
 from igpo_jax.runtime.statistics import paired, wilson
 
 Row = dict[str, Any]
 
+PAUSE = 60  # seconds
 MOST_RUNS = len(COLORS)
 MOST_ROLLOUTS = 1000  # total over all runs; more rollouts would make the list on the page slow
 ROLLOUT_BYTES = 3_000_000  # limit for the rollouts; Plotly adds 4.6 million bytes to the page, the curves less than one million
@@ -61,10 +64,10 @@ def write_report(workdir: str | os.PathLike) -> pathlib.Path | None:
     return path
 
 
-def write_page(workdirs: Sequence[str | os.PathLike], path: str | os.PathLike) -> None:
-    """Writes the report of one training run, or a page that compares several runs. Raises ImportError if plotly is not
-    installed. Raises ValueError if a file of a run cannot be read, if a run is given twice, if there are more than `MOST_RUNS`
-    runs, or if the folder for the page is missing."""
+def write_page(workdirs: Sequence[str | os.PathLike], path: str | os.PathLike) -> bool:
+    """Writes the report of one training run, or a page that compares several runs. Returns whether all runs are finished.
+    Raises ImportError if plotly is not installed. Raises ValueError if a file of a run cannot be read, if a run is given twice,
+    if there are more than `MOST_RUNS` runs, or if the folder for the page is missing."""
     if len(workdirs) > MOST_RUNS:
         raise ValueError(f"{len(workdirs)} runs are too many for one page; give at most {MOST_RUNS}")
     runs = [read_run_folder(workdir) for workdir in workdirs]
@@ -77,6 +80,15 @@ def write_page(workdirs: Sequence[str | os.PathLike], path: str | os.PathLike) -
         write_object(os.fspath(path), content.encode())
     else:
         atomic_write(pathlib.Path(path), content)
+    return all(run.result for run in runs)
+
+
+def keep_writing(workdirs: Sequence[str | os.PathLike], path: str | os.PathLike) -> None:
+    """Writes the page of `write_page` again every `PAUSE` seconds until all runs are finished."""
+    finished = False
+    while not finished:
+        time.sleep(PAUSE)
+        finished = write_page(workdirs, path)
 
 
 def read_run_folder(workdir: str | os.PathLike) -> Run:
@@ -105,10 +117,14 @@ def report_html(runs: dict[str, Run]) -> str:
     missing."""
     plotly = plotly_source()
     rollouts = embedded_rollouts({name: run.rollouts for name, run in runs.items()})
-    curves, figures = sections({name: run.rows for name, run in runs.items()})
+    rows = {name: run.rows for name, run in runs.items()}
+    curves, figures = sections(rows)
+    axes, spent = x_axes(rows)
     values = _values_of_one(*runs.values()) if len(runs) == 1 else _values_of_several(runs)
     template = "report/run.html" if len(runs) == 1 else "report/runs.html"
-    return document(template, figures, plotly, rollouts, sections=curves, has_rollouts=any(rollouts["runs"].values()), **values)
+    values |= {"sections": curves, "has_rollouts": any(rollouts["runs"].values()), "x_axes": axes}
+    values["is_live"] = not all(run.result for run in runs.values())
+    return document(template, figures, plotly, {"rollouts": rollouts, "spent": spent}, **values)
 
 
 def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
@@ -137,8 +153,8 @@ def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
         contents.append(("Answers without a verdict", f"{sum(ungraded.values()):,}", remark))
     seconds = _seconds(rows)
     if seconds:
-        parts = [f"{stage.upper()} {_duration(spent)}" for stage, spent in seconds.items()]
-        contents.append(("Training time", _duration(sum(seconds.values())), ", ".join(parts)))
+        parts = [f"{stage.upper()} {duration(spent)}" for stage, spent in seconds.items()]
+        contents.append(("Training time", duration(sum(seconds.values())), ", ".join(parts)))
     return contents
 
 
@@ -212,7 +228,7 @@ def numbers(run: Run) -> dict[str, str]:
             found["distinct first tries, end"] = percent(np.mean(distinct[-EDGE_ROLLOUTS:]))
     if ungraded := sum(ungraded_counts(run.rows).values()):
         found["answers without a verdict"] = f"{ungraded:,}"
-    return found | {f"{stage.upper()} time": _duration(seconds) for stage, seconds in _seconds(run.rows).items()}
+    return found | {f"{stage.upper()} time": duration(seconds) for stage, seconds in _seconds(run.rows).items()}
 
 
 def differing_settings(configs: dict[str, Row]) -> list[list[str]]:
@@ -289,13 +305,6 @@ def _seconds(rows: list[Row]) -> dict[str, float]:
     """Returns {stage: total time in seconds} for the training stages that were run."""
     timed = {stage: sum(row["time/total"] for row in stage_rows(rows, stage, "time/total")) for stage in ("sft", "rl")}
     return {stage: seconds for stage, seconds in timed.items() if seconds}
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _facts(run: Run) -> list[str]:

@@ -6,17 +6,20 @@ from typing import Any
 from igpo_jax.report.templates import embed, read_source, render_page
 from igpo_jax.runtime.installation import install_command
 
-STYLE, SHARED, CANVAS = (read_source(f"report/{name}") for name in ("style.css", "shared.js", "canvas.js"))
-BLUE, GREEN, ORANGE, RED, GREY, YELLOW, PURPLE = "#3b6fb6", "#2a9d6f", "#e8710a", "#c8453b", "#8a94a3", "#e0a23b", "#8e6bbf"
-COLORS = (BLUE, RED, YELLOW, GREEN, PURPLE, ORANGE, "#4aa3a2", "#b0578d", "#6b7a3a", GREY)
-SHADES = ("#c6dbef", "#a6c8e4", "#84b3da", "#629dcd", "#4586bd", "#2f6ea8", "#1f568c", "#123f6d")
+STYLE, SHARED, CHARTS, CANVAS, REFRESH = (
+    read_source(f"report/{name}") for name in ("style.css", "shared.js", "charts.js", "canvas.js", "refresh.js")
+)
+# Colors of lines, which have a contrast of at least 3 to the light and to the dark background of charts.
+BLUE, GREEN, ORANGE, RED, GREY, YELLOW, PURPLE = "#3b6fb6", "#2a9d6f", "#e8710a", "#c8453b", "#8a94a3", "#b8860b", "#8e6bbf"
+COLORS = (BLUE, RED, YELLOW, GREEN, PURPLE, ORANGE, "#2f8f8e", "#b0578d", "#6b7a3a", GREY)
+SHADES = ("#449b9a", "#2f8f8e", "#3f83b8", "#4a7fd0", "#6f63d2", "#9a50c8", "#c04898", "#d04a5a")
 # A class c-rrggbb for each color, because the Content-Security-Policy of the pages forbids style attributes.
 PALETTE = "".join(f".c-{color[1:]} {{ color: {color}; }}\n" for color in (*COLORS, *SHADES))
 
-# Parts of a Plotly figure's layout
-AXIS = {"gridcolor": "#e9edf2", "zerolinecolor": "#d4dae2", "linecolor": "#d4dae2", "automargin": True}
+# Parts of a Plotly figure's layout; charts.js adds the colors of the light or the dark page.
+AXIS = {"automargin": True}
 LAYOUT = {
-    "font": {"family": "Inter, system-ui, sans-serif", "size": 12, "color": "#3c4654"},
+    "font": {"family": "Inter, system-ui, sans-serif", "size": 12},
     "paper_bgcolor": "rgba(0,0,0,0)",
     "plot_bgcolor": "rgba(0,0,0,0)",
     "margin": {"l": 44, "r": 12, "t": 10, "b": 30},
@@ -39,13 +42,13 @@ def document(
     template: str,
     figures: Sequence[dict[str, Any]],
     plotly: str,
-    rollouts: dict[str, Any] | None = None,
+    page_data: dict[str, Any] | None = None,
     style: str = "",
     **values: Any,
 ) -> str:
     """Returns a page as one HTML file that loads no other files. `template` is a template that extends report/page.html, and
     `values` are its variables. Plotly draws figure number i of `figures` into the HTML element with the id `figure-i`. `plotly`
-    is Plotly's JavaScript, `rollouts` is the result of `report.page.embedded_rollouts`, and `style` is additional CSS."""
-    scripts = [*([plotly] if figures else []), SHARED + CANVAS]
-    data = embed({"figures": figures, "rollouts": rollouts})
+    is Plotly's JavaScript, `page_data` are further data for the page's scripts, and `style` is additional CSS."""
+    scripts = [*([plotly] if figures else []), SHARED + CHARTS + CANVAS + REFRESH]
+    data = embed({"figures": figures, **(page_data or {})})
     return render_page(template, [STYLE, PALETTE, style], scripts, data=data, **values)

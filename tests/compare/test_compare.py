@@ -1,3 +1,5 @@
+import csv
+import html
 import json
 import os
 import pathlib
@@ -6,6 +8,7 @@ import runpy
 import shutil
 import signal
 import time
+import urllib.parse
 
 import numpy as np
 import pytest
@@ -227,6 +230,33 @@ def test_the_report_has_everything_and_loads_nothing(folder):
     assert json.loads((folder / "comparison.json").read_text())["claims"] == json.loads(json.dumps(found["claims"]))
     igpo = next(arm for arm in found["arms"] if arm["arm"] == "igpo")
     assert igpo["equal_prompts"]["mean"] > igpo["equal_evaluations"]["mean"] and igpo["prompts_to_reach"] in (32, 48)
+
+
+def test_every_column_is_explained_on_the_page(folder):
+    found = numbers.compare_runs(folder, ["grpo", "igpo", "dapo"], SEEDS)
+    text = html.unescape(page.comparison_html("name", found))
+    tables = [page.table(found), page.verdict_table(found), tasks.arms_table({"a": found}), tasks.claims_table({"a": found})]
+    assert {column for rows in tables for column in rows[0]} == set(page.COLUMNS)
+    assert all(f"<dt>{column}</dt><dd>" in text for rows in tables[:2] for column in rows[0])
+
+
+def test_a_page_says_if_its_comparison_was_a_quick_trial(folder):
+    for quick in (True, False):
+        found = numbers.compare_runs(folder, ["grpo", "igpo"], SEEDS, quick=quick)
+        page.write_comparison(folder, found)
+        tasks.write_tasks(folder, {"sums": found})
+        for name in ("comparison.html", "comparison.md", "tasks.html", "tasks.md"):
+            assert ("A quick trial (--quick)" in (folder / name).read_text()) == quick, name
+
+
+def test_the_points_of_a_figure_are_a_csv_file(folder):
+    curves = page.accuracy_curves(numbers.compare_runs(folder, ["grpo", "igpo"], SEEDS), "prompts")
+    kind, _, content = page.csv_address(curves).partition(",")
+    header, *rows = csv.reader(urllib.parse.unquote(content).splitlines())
+    assert kind == "data:text/csv" and header == ["arm", "prompts sampled", "mean", "lowest", "highest"]
+    x, y = curves[2]["igpo"]
+    own = np.array([row[1:] for row in rows if row[0] == "igpo"], float)
+    np.testing.assert_allclose(own, np.stack([x.mean(axis=0), y.mean(axis=0), y.min(axis=0), y.max(axis=0)], axis=1), rtol=1e-5)
 
 
 def test_one_page_shows_all_tasks(folder):

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import commands
-from igpo_jax.config import base_config, to_json
 from igpo_jax.report import page as report
-from igpo_jax.report.figures import smooth
+from igpo_jax.report.figures import smooth, spent, x_axes
 from igpo_jax.report.page import (
     embedded_rollouts,
     headline,
@@ -22,66 +21,14 @@ from igpo_jax.report.page import (
     write_page,
     write_report,
 )
-from igpo_jax.report.style import embed
+from igpo_jax.report.style import COLORS, SHADES, STYLE, embed
 from processes import CHROMIUM
+from report_runs import RUN, eval_row, rl_row, rollout_row, sft_row, write_run
 
 go = pytest.importorskip("plotly.graph_objects")
 
 SECTIONS = ["Learning", "Inpainting", "Rollouts", "Policy", "Supervised stage", "Speed"]
 ATTACK = '</script><script>alert(1)</script><b onclick="x">&amp;<!--<script>'
-
-
-def sft_row(step):
-    scalars = {"sft/loss": 1 / step, "sft/grad_norm": 1.0, "sft/learning_rate": 1e-3, "time/step": 0.5}
-    return {"step": step, "stage": "sft", **scalars}
-
-
-def rl_row(step):
-    keys = [
-        "reward/first_try", "reward/final", "groups/all_wrong_before", "groups/all_wrong_after",
-        "groups/all_correct", "hint/rescue_rate", "hint/ratio", "hint/tokens", "hint/replaced",
-        "policy/kl", "policy/entropy", "policy/clip_fraction", "policy/ratio_mean", "policy/loss",
-        "policy/grad_norm", "groups/distinct", "hint/ratio_center", "time/total", "time/rollout",
-        "time/reward", "time/score", "time/update",
-        "speed/tokens_per_second",
-    ]  # fmt: skip
-    return {"step": step, "stage": "rl", **{key: 0.5 for key in keys}}
-
-
-def eval_row(step, stage, accuracy):
-    return {"step": step, "stage": stage, "eval/accuracy": accuracy, "eval/problems": 100}
-
-
-def rollout_row(step, attempt="first", rescued=False, question="1+1=", **others):
-    return {
-        "step": step, "try": attempt, "problem_id": "p",
-        "question": question, "answer": "2", "trace": "1+1=2",
-        "tokens": ["2", "<eos>", "<eos>"], "unmask_step": [1, -1 if attempt == "hinted" else 0, 0],
-        "hint": [False, attempt == "hinted", False], "reward": 1.0, "correct": True, "outcome": "ok",
-        "text": "2", "extracted_answer": "2", "rescued": rescued, "end": 1,
-    } | others  # fmt: skip
-
-
-RUN = [
-    *map(sft_row, range(1, 6)),
-    eval_row(5, "sft", 0.1),
-    *map(rl_row, range(6, 11)),
-    eval_row(10, "rl", 0.6),
-]
-
-
-def write_run(folder, rows, rollouts=(), verdicts=(), name="arithmetic", **overrides):
-    config = base_config()
-    config.update_from_flattened_dict(overrides)
-    config = to_json(config)
-    config["task"]["name"] = name
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "data.json").write_text(json.dumps({"test": "0123"}))
-    files = {"metrics": rows, "rollouts": rollouts, "evaluations": verdicts}
-    for file, content in files.items():
-        (folder / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
-    return folder
 
 
 @pytest.fixture
@@ -350,6 +297,81 @@ def test_a_run_under_way_has_a_report_that_says_so(run):
     assert "<li>not finished</li>" in run(RUN[:-1])
 
 
+def test_only_the_page_of_an_unfinished_run_loads_itself_again(tmp_path):
+    folder = write_run(tmp_path / "run", RUN)
+    assert 'id="live"' in write_report(folder).read_text()
+    (folder / "result.json").write_text('{"updates": 10}')
+    assert 'id="live"' not in write_report(folder).read_text()
+
+
+def test_a_page_is_written_again_until_its_runs_are_finished(two_runs, tmp_path, monkeypatch):
+    unfinished, waited = list(two_runs), []
+
+    def finish_one_run(seconds):
+        waited.append(seconds)
+        (unfinished.pop() / "result.json").write_text('{"updates": 10}')
+
+    monkeypatch.setattr(report.time, "sleep", finish_one_run)
+    report.keep_writing(two_runs, tmp_path / "page.html")
+    assert waited == [report.PAUSE] * 2 and 'id="live"' not in (tmp_path / "page.html").read_text()
+
+
+def test_what_rl_has_spent_is_counted_from_its_first_iteration():
+    rows = [row | {"sampler/prompts": 8.0, "sampler/rows": 32.0 * row["step"], "time/total": 2.0} for row in RUN]
+    found = spent(rows)
+    assert found["update"] == list(range(5, 11)) and found["iteration"] == list(range(6))
+    assert found["prompts"] == [0, 8, 16, 24, 32, 40] and found["seconds"] == [0, 2, 4, 6, 8, 10]
+    assert found["evaluations"] == [0, *np.cumsum([32 * step for step in range(6, 11)])]
+    assert spent(RUN[:6]) == {}
+    many = spent([row | {"sampler/prompts": 1.0} for row in map(rl_row, range(1, 3001))])
+    assert len(many["update"]) <= 1002 and (many["update"][-1], many["prompts"][-1]) == (3000, 3000)
+
+
+def test_an_x_axis_that_one_run_does_not_log_is_not_offered(run):
+    complete = [row | {"sampler/prompts": 8.0, "sampler/rows": 32.0} for row in RUN]
+    assert list(x_axes({"a": complete})[0]) == ["iteration", "update", "prompts", "evaluations", "seconds"]
+    assert list(x_axes({"a": complete, "old": RUN, "supervised": RUN[:6]})[0]) == ["iteration", "update", "seconds"]
+    assert 'id="axis"' in run(RUN) and 'id="axis"' not in run(RUN[:6])
+
+
+def test_a_chart_says_which_of_its_lines_are_smoothed(run, tmp_path):
+    rows = list(map(rl_row, range(1, 49)))
+    assert "Thick: rolling mean of 5 values; faint: each value." in run(rows)
+    folders = [write_run(tmp_path / name, map(rl_row, range(1, count))) for name, count in (("one", 49), ("other", 97))]
+    write_page(folders, tmp_path / "page.html")
+    assert "Lines: rolling mean of 5 to 9 values." in (tmp_path / "page.html").read_text()
+    assert "rolling mean" not in run(RUN)
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's contrast of two colors, #rgb or #rrggbb."""
+    luminances = []
+    for color in (one, other):
+        digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        luminances.append(float(np.dot(linear, [0.2126, 0.7152, 0.0722])) + 0.05)
+    return max(luminances) / min(luminances)
+
+
+def test_texts_and_lines_have_enough_contrast_in_both_color_schemes():
+    light, dark = (dict(re.findall(r"--([\w-]+): (#\w+)", part)) for part in re.findall(r":root {(.*?)}", STYLE, re.S))
+    texts = {
+        "ink": "paper panel chosen hover",
+        "soft": "paper panel hover empty",
+        "orange": "paper panel",
+        "on-dark": "dark",
+        **{f"{kind}-ink": f"{kind}-paper panel" for kind in ("good", "bad")},
+        "given-ink": "given",
+    }
+    for colors in (light, light | dark):
+        for text, backgrounds in texts.items():
+            for background in backgrounds.split():
+                assert contrast(colors[text], colors[background]) >= 4.5, (text, background)
+        for line in (*COLORS, *SHADES, colors["good"], colors["bad"]):
+            assert contrast(line, colors["panel"]) >= 3, line
+
+
 def test_the_command_writes_pages_and_says_in_one_line_what_is_wrong(two_runs, tmp_path):
     def command(*arguments):
         return commands.run("report", *map(str, arguments), cwd=tmp_path)
@@ -357,6 +379,9 @@ def test_the_command_writes_pages_and_says_in_one_line_what_is_wrong(two_runs, t
     done = command(*two_runs, "--output=both.html")
     assert done.returncode == 0 and done.stdout == "report: both.html\n"
     assert "2 runs compared" in (tmp_path / "both.html").read_text()
+    (two_runs[0] / "result.json").write_text('{"updates": 10}')
+    done = command(two_runs[0], "--watch")  # the run is finished
+    assert done.returncode == 0 and done.stdout == f"report: {two_runs[0] / 'report.html'}\n"
     wrong = command(two_runs[0], "nothing")
     assert wrong.returncode == 1 and wrong.stderr == "error: there is no folder nothing; give the folder of a run\n"
 
