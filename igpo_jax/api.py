@@ -39,7 +39,7 @@ from igpo_jax.run.layout import Load, mesh_for_sampling
 from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.buckets import is_folder
 from igpo_jax.runtime.checks import MOST_TOKENS, require
-from igpo_jax.runtime.host import prepare_gpus
+from igpo_jax.runtime.host import prepare_accelerators
 from igpo_jax.runtime.mesh import batch_size_divisor, make_mesh, shard_batch, to_host
 from igpo_jax.tokenizers import Tokenizer, has_tokenizer, load_tokenizer, warn_of_no_text
 from igpo_jax.training.policy import Policy
@@ -333,7 +333,7 @@ def load(
         allow_nonfinite: if true, weights that are NaN or infinite cause only a warning. By default, such weights raise a
             ValueError that names the tensor."""
     require(needs in ("ids", "text", "chat"), f"needs={needs!r} is none of ids, text, chat")
-    prepare_gpus()
+    prepare_accelerators()
     placed, dtype = mesh or make_mesh(), dtype or default_dtype()
     require(is_folder(path), f"there is no folder {str(path)!r}")
     if is_run(path):

@@ -23,6 +23,7 @@ import re
 import resource
 import secrets
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -40,6 +41,7 @@ GIB = 2**30
 MIN_MEMORY, MIN_DISK, MIN_SHARED = 4 * GIB, 5 * GIB, GIB  # with less, a run may fail
 MIN_OPEN_FILES = 4096
 DEVICE_TIMEOUT = 120.0  # seconds
+TCMALLOC = "libtcmalloc_minimal.so.4"
 BUCKET_BYTES = 1 << 24  # size of the object that is written to measure a bucket's speed
 
 # Purpose of each optional extra. The extras cuda and tpu are missing here, because they are checked as plug-ins.
@@ -209,9 +211,9 @@ def devices() -> Iterator[Finding]:
     import jax
 
     from igpo_jax.runtime.chips import device_memory_gib, find_devices
-    from igpo_jax.runtime.host import prepare_gpus
+    from igpo_jax.runtime.host import prepare_accelerators
 
-    prepare_gpus()  # as in a run
+    prepare_accelerators()  # as in a run
     found: list[jax.Device] = []
     try:
         with _ended_after(DEVICE_TIMEOUT, "devices", "the devices do not answer"):
@@ -227,6 +229,20 @@ def devices() -> Iterator[Finding]:
         yield Finding("ok", "devices", f"{number} x {kind}, {memory}")
     for platform_name, plug_in in PLUG_INS.items():
         yield from plug_in_findings(platform_name, plug_in)
+    if sys.platform == "linux" and {device.platform for device in found} == {"cpu"}:
+        yield allocator()
+
+
+def allocator() -> Finding:
+    """Checks whether tcmalloc is preloaded. If not, tries whether it could be, as launch/local.sh does: the loader prints a
+    warning if the library is missing."""
+    name, preloaded = "tcmalloc", os.environ.get("LD_PRELOAD", "")
+    if "tcmalloc" in preloaded:
+        return Finding("ok", name, f"is preloaded (LD_PRELOAD={preloaded})")
+    if subprocess.run(["true"], env=os.environ | {"LD_PRELOAD": TCMALLOC}, stderr=subprocess.PIPE).stderr:
+        todo = "with it, training takes a sixth less time: sudo apt install libtcmalloc-minimal4"
+        return Finding("note", name, f"{TCMALLOC} is not found", todo)
+    return Finding("ok", name, f"is found; launch/local.sh preloads it; for other commands, set LD_PRELOAD={TCMALLOC}")
 
 
 def plug_in_findings(platform_name: str, plug_in: PlugIn) -> Iterator[Finding]:

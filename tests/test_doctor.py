@@ -1,5 +1,6 @@
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import types
@@ -10,6 +11,7 @@ from packaging.requirements import Requirement
 
 import commands
 from igpo_jax import doctor
+from igpo_jax.runtime import chips
 
 
 @pytest.mark.slow
@@ -98,6 +100,32 @@ def test_a_plug_in_that_the_environment_leaves_out_is_named(monkeypatch):
     monkeypatch.setattr(doctor, "_version", lambda name: "1.0")
     (found,) = doctor.plug_in_findings("cuda", CUDA)
     assert found.level == "note" and "JAX_PLATFORMS=cpu" in found.text
+
+
+@pytest.mark.parametrize("preloaded, missing, level, text", [
+    ("", b"cannot be preloaded", "note", "libtcmalloc_minimal.so.4 is not found; with it, .* apt install libtcmalloc-minimal4$"),
+    ("", b"", "ok", "is found; launch/local.sh preloads it; .* set LD_PRELOAD=libtcmalloc_minimal.so.4$"),
+    ("/lib/libtcmalloc_minimal.so.4", b"", "ok", "is preloaded .LD_PRELOAD=/lib/libtcmalloc_minimal.so.4.$"),
+])  # fmt: skip
+def test_it_says_whether_tcmalloc_is_used(preloaded, missing, level, text, monkeypatch):
+    def run(command, env, stderr):
+        assert env["LD_PRELOAD"] == "libtcmalloc_minimal.so.4"
+        return types.SimpleNamespace(stderr=missing)
+
+    monkeypatch.setenv("LD_PRELOAD", preloaded)
+    monkeypatch.setattr(doctor.subprocess, "run", run)
+    found = doctor.allocator()
+    assert found.level == level and re.search(f"^{level} +tcmalloc: {text}", str(found))
+
+
+@pytest.mark.parametrize("platform, listed", [("cpu", True), ("gpu", False)])
+def test_tcmalloc_is_checked_on_machines_with_cpus_only(platform, listed, monkeypatch):
+    device = types.SimpleNamespace(platform=platform, device_kind="any", memory_stats=lambda: {"bytes_limit": 2**30})
+    monkeypatch.setattr(chips, "find_devices", lambda: [device])
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    monkeypatch.setattr(doctor, "PLUG_INS", {})
+    monkeypatch.setattr(doctor.sys, "platform", "linux")
+    assert [finding.name for finding in doctor.devices()] == ["devices"] + ["tcmalloc"] * listed
 
 
 def test_little_memory_disk_and_few_files_are_noted(monkeypatch):

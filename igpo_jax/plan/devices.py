@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from jax.experimental import topologies
 
 from igpo_jax.runtime.chips import CHIPS, device_memory_gib
 from igpo_jax.runtime.files import first_line
-from igpo_jax.runtime.host import set_gpu_defaults
+from igpo_jax.runtime.host import set_gpu_defaults, set_libtpu_defaults
 from igpo_jax.runtime.installation import install_command
 
 
@@ -98,12 +97,7 @@ def _target_config(gpu: Gpu) -> str:
 def _tpus(name: str, slices: int) -> Sequence[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(f"compiling for TPUs needs their compiler: {install_command('tpu')} (it runs on CPUs)")
-    # Without these variables, the compiler's library waits for a TPU machine's metadata server, and only one process at a time
-    # can load the library.
-    variables = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
-    variables |= {"TPU_ACCELERATOR_TYPE": "v5litepod-16", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    for variable, value in variables.items():
-        os.environ.setdefault(variable, value)
+    set_libtpu_defaults()
     jax.config.update("jax_platforms", "cpu")
     several: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if name.endswith(":1x1"):  # the compiler expects hosts of four chips

@@ -14,16 +14,10 @@ import sys
 from typing import Any
 
 from absl import flags, logging
-from ml_collections import ConfigDict
 
-from igpo_jax.api import DiffusionLM, load
-from igpo_jax.cli import define_allow_nonfinite, define_trust, escape_controls, parse_flags, run_command
-from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.run.bucket_runs import is_run
-from igpo_jax.run.experiment import read_run_config
-from igpo_jax.runtime.distributed import listen
+from igpo_jax.cli import define_allow_nonfinite, define_trust, escape_controls, parse_arguments, run_command
 from igpo_jax.runtime.installation import install_command
-from igpo_jax.tasks import TASKS, load_task
+from igpo_jax.runtime.ports import listen
 
 MODEL = flags.DEFINE_string("model", None, "The model's folder.", required=True)
 ADAPTERS = flags.DEFINE_string("adapters", None, "A folder of adapters in PEFT's format.")
@@ -39,13 +33,16 @@ TIME_LIMIT = flags.DEFINE_integer(
     "time_limit", 600, "The longest time of a generation in seconds; others wait for it to end.", lower_bound=1
 )
 
-# Initial values of the page's fields, except for runs
-FIELDS = vars(DecodeConfig(completion_length=64, block_length=32, steps=64)) | {"seed": 0, "chat": True}
-FIELDS |= {"prompt": "What is 17 + 25?", "template": "The answer is [MASK:4] because two and two are four."}
-
 
 def main(_):
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
+    try:  # before JAX is imported and the model is loaded, which may take minutes
+        listening = listen(HOST.value, PORT.value)
+    except OSError as error:
+        sys.exit(f"error: --host={HOST.value} --port={PORT.value}: {error}; give another port")
+    from igpo_jax.runtime.host import prepare
+
+    prepare()
     try:
         import uvicorn
 
@@ -53,15 +50,14 @@ def main(_):
         from igpo_jax.playground.server import application
     except ImportError as error:
         sys.exit(f"error: {error.name} is not installed; the playground needs: {install_command('playground')}")
-    try:  # before the model is loaded, which may take minutes
-        listening = listen(HOST.value, PORT.value)
-    except OSError as error:
-        sys.exit(f"error: --host={HOST.value} --port={PORT.value}: {error}; give another port")
+    from igpo_jax.api import load
+    from igpo_jax.playground.fields import begin_with
+
     try:
         options: dict[str, Any] = {"adapters": ADAPTERS.value, "dtype": DTYPE.value, "stage": STAGE.value}
         options |= {"trust": TRUST.value, "allow_nonfinite": ALLOW_NONFINITE.value}
         model = load(MODEL.value, **options, needs="text")
-        page = application(model, begin_with(MODEL.value, model), HOST.value, TIME_LIMIT.value)
+        page = application(model, begin_with(MODEL.value, model, TRUST.value), HOST.value, TIME_LIMIT.value)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     host = f"[{HOST.value}]" if ":" in HOST.value else HOST.value
@@ -71,26 +67,5 @@ def main(_):
     uvicorn.Server(uvicorn.Config(page, log_level="warning", loop="asyncio", **own)).run([listening])
 
 
-def begin_with(path: str, model: DiffusionLM) -> dict:
-    """Returns the initial values of the page's fields. For a training run, these are the decoding settings of the run's
-    evaluations and one of the run's test problems."""
-    if not is_run(path):
-        return FIELDS
-    config = read_run_config(path, TRUST.value)
-    fields = FIELDS | vars(model.decode) | {"chat": False, "prompt": "", "template": "[MASK:8]"}
-    if config.task.name not in TASKS:  # a user's module is code, which should not run just for an example
-        return fields
-    try:
-        task = ConfigDict(config.task.to_dict() | ({"test_problems": 1} if "test_problems" in config.task else {}))
-        problem = load_task(config.task.name).load(task, "test", config.seed)[0]
-    except ValueError:  # the problem files are not on this machine
-        return fields
-    assert model.tokenizer is not None  # checked by load
-    trace = model.encode(problem.trace)
-    part = len(trace) // 3
-    begin, end = model.tokenizer.decode(trace[:part]), model.tokenizer.decode(trace[2 * part :])
-    return fields | {"prompt": problem.question, "template": f"{begin}[MASK:{part}]{end}"}
-
-
 if __name__ == "__main__":
-    run_command(main, parse_flags)
+    run_command(main, parse_arguments)

@@ -1,10 +1,13 @@
 const source = "<!doctype html>\n" + document.documentElement.outerHTML;  // before anything changes it
 const live = element("recordings").textContent === "null";
-const shown = (text) => text.replaceAll("\n", "↵").replaceAll("\t", "⇥");
+const spaces = (text) => "␣".repeat(text.length);
+const shown = (text) => text.replace(/^ +| +$/g, spaces).replaceAll("\n", "↵").replaceAll("\t", "⇥");
+const spoken = (text) => text.trim() ? text : text.replaceAll(" ", "space ").replaceAll("\n", "line break ");
 const percent = (share) => (100 * share).toFixed(share < 0.1 ? 2 : 1) + " %";
 const chosen = (name) => document.querySelector("input[name=" + name + "]:checked").value;
 const cellShade = (cell, frames) => shade(
   chosen("color") === "step" ? (cell.frame - 1) / Math.max(frames - 1, 1) : cell.probability ?? 1);
+const isLong = (prompt) => prompt.length > 240 || prompt.split("\n").length > 3;
 const isMasked = (cell, now) => cell.text === null || cell.frame > now;
 let panels = [], running = null;
 
@@ -19,6 +22,10 @@ class Panel {
     this.buttons = [];
     for (const name of ["title", "prompt", "how"]) this.find("." + name).textContent = recording[name];
     this.pause = makePlayer(this.slider, this.find(".play"), () => this.paint());
+    this.fold(isLong(recording.prompt));
+    this.find(".unfold").hidden = !isLong(recording.prompt);
+    this.find(".unfold").onclick = () => this.fold(!this.find(".prompt").classList.contains("folded"));
+    this.find(".copy").onclick = () => this.copy();
     this.find(".gif").onclick = () => this.saveGif();
     this.find(".canvas").onkeydown = (event) => this.move(event);
     element("panels").append(this.root);
@@ -29,6 +36,12 @@ class Panel {
   say(text, bad = false) {
     const role = bad ? "alert" : "status";
     Object.assign(this.find(".status"), {textContent: text, className: bad ? "status bad" : "status", role});
+  }
+
+  fold(folded) {
+    this.find(".prompt").classList.toggle("folded", folded);
+    const textContent = folded ? "Show the whole prompt" : "Fold the prompt";
+    Object.assign(this.find(".unfold"), {textContent, ariaExpanded: String(!folded)});
   }
 
   lay() {
@@ -78,7 +91,7 @@ class Panel {
       button.className = "token" + (given ? " given" : color && cell.frame === now ? " fresh" : "");
       button.style.background = color ? hex(color) : "";
       button.style.color = color ? (isDark(color) ? "#fff" : "#000") : "";
-      button.setAttribute("aria-label", masked ? "blank" : shown(cell.text) + (given ? ", given" : ", step " + cell.step));
+      button.setAttribute("aria-label", masked ? "blank" : spoken(cell.text) + (given ? ", given" : ", step " + cell.step));
       button.nextSibling.hidden = masked || !cell.text.endsWith("\n");
     });
   }
@@ -108,6 +121,18 @@ class Panel {
     this.buttons[Math.min(Math.max(at + by, 0), this.buttons.length - 1)].focus();
   }
 
+  async copy() {
+    const button = this.find(".copy");
+    try {
+      await navigator.clipboard.writeText(this.recording.text);  // missing on pages of other machines without TLS
+      button.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(this.find(".text"));
+      button.textContent = "Selected";
+    }
+    setTimeout(() => { button.textContent = "Copy"; }, 2000);
+  }
+
   async saveGif() {
     const {cells, frames} = this.recording;
     const drawn = cells.map((cell) => [(cell.text ?? "").slice(0, 64), cell.text === null ? frames + 1 : cell.frame,
@@ -128,7 +153,8 @@ function save(blob, name) {
 
 function savePage() {
   // "<" is escaped so that no text can end the script element around it.
-  const data = JSON.stringify(panels.map((panel) => panel.recording)).replaceAll("<", "\\u003c");
+  const recordings = panels.map((panel) => panel.recording), facts = element("facts").textContent;
+  const data = JSON.stringify({facts, recordings}).replaceAll("<", "\\u003c");
   const page = source.replace("connect-src 'self'", "connect-src 'none'")
     .replace('id="recordings">null<', () => 'id="recordings">' + data + "<");
   save(new Blob([page], {type: "text/html"}), "denoising.html");
@@ -172,7 +198,9 @@ async function generate(panel, request, signal) {
         panel.wrote(event);
       } else if (event.type === "done") {
         recording.text = event.text;
-        recording.said = "Done in " + event.seconds + " s, " + recording.frames + " steps";
+        const {seconds, compile_seconds: compiling} = event;
+        recording.said = "Done in " + (seconds - compiling).toFixed(2) + " s, " + recording.frames + " steps" +
+          (compiling ? ", after compiling new settings for " + compiling.toFixed(2) + " s" : "");
       } else throw new Error(event.message);
     }
     if (!recording.said) throw new Error("The connection ended before the text was complete.");
@@ -196,9 +224,48 @@ function settingsOf(form, isTemplate) {
 function settingsText(settings) {
   const {commit, cache} = settings;
   const left = {threshold: commit !== "threshold", factor: commit !== "factor", fallback: !["threshold", "factor"].includes(commit),
-    refresh: cache === "none", cfg_scale: !settings.cfg_scale, cache: cache === "none"};
+    refresh: cache === "none", cfg_scale: !settings.cfg_scale, cache: cache === "none", top_p: settings.top_p === 1,
+    top_k: !settings.top_k, alg_temp: !settings.alg_temp};
   return Object.entries(settings).filter(([name, value]) => !left[name] && value !== false)
     .map(([name, value]) => value === true ? name : name + "=" + value).join(", ");
+}
+
+// The fields that a link to this page has, {name in the link: field}. Those of the second setting have names that begin with b.
+function linked() {
+  const isTemplate = chosen("mode") === "template", found = {};
+  for (const name of ["prompt", "chat", isTemplate ? "template" : "hint", "seed", "compare"]) found[name] = element(name);
+  [...element("settings").children].forEach((form, i) => {
+    if (i && !element("compare").checked) return;
+    for (const field of form.elements) found[(i ? "b." : "") + field.name] = field;
+  });
+  return found;
+}
+
+function link() {
+  const valueOf = (field) => field.type === "checkbox" ? field.checked : field.value;
+  const values = Object.entries(linked()).map(([name, field]) => [name, valueOf(field)]);
+  return "#" + new URLSearchParams([["mode", chosen("mode")], ...values]);
+}
+
+// Fills the fields with the values of this page's address. Anybody may have written the link, so nothing is generated.
+function fillFromLink() {
+  const values = new URLSearchParams(location.hash.slice(1));
+  if (!values.size) return;
+  const isTemplate = values.get("mode") === "template";
+  for (const radio of document.querySelectorAll("[name=mode]")) radio.checked = isTemplate === (radio.value === "template");
+  modeChanged();
+  element("compare").checked = values.get("compare") === "true";
+  for (const [name, field] of Object.entries(linked())) {
+    const value = values.get(name), before = field.value;
+    if (value === null || field.disabled) continue;
+    if (field.type === "checkbox") field.checked = value === "true";
+    else field.value = value;
+    // A number field drops what is no number, and a choice what it does not offer.
+    const dropped = (field.type === "number" && field.value !== value) || field.selectedIndex < 0;
+    if (dropped || !field.validity.valid) field.value = before;
+  }
+  if (!panels.length) element("nothing").textContent = "The fields are filled from a link. Read them, then press Generate.";
+  show();
 }
 
 function display(recordings) {
@@ -221,6 +288,7 @@ async function start(event) {
     how: settingsText(setting) + ", seed=" + shared.seed + (shared.chat ? ", chat" : ""),
     steps: setting.steps ?? setting.completion_length ?? null, cells: [], frames: 0, text: null, said: "", bad: false,
     running: true})));
+  history.replaceState(null, "", link());
   running = new AbortController();
   show();
   if (matchMedia("(max-width: 800px)").matches) element("panels").scrollIntoView();
@@ -261,8 +329,9 @@ async function begin() {
   document.querySelectorAll("[name=color]").forEach((radio) => { radio.onchange = show; });
   if (!live) {
     document.body.className = "player";
-    element("facts").textContent = "A recording; move the slider or press Play.";
-    display(JSON.parse(element("recordings").textContent));
+    const {facts, recordings} = JSON.parse(element("recordings").textContent);
+    element("facts").textContent = facts + " · a recording; move the slider or press Play";
+    display(recordings);
     return show();
   }
   const info = await ask("info").then((response) => response.json()).catch((error) => {
@@ -281,6 +350,8 @@ async function begin() {
       if (field.type === "checkbox") field.checked = value;
       else field.value = field.defaultValue = value;
       if (info.limits[name]) field.max = info.limits[name];
+      const label = field.closest("label"), key = "sampler." + name;
+      field.title = label.title = label.title ? key + ": " + label.title : key;
     }
     element("settings").append(form);
   }
@@ -294,7 +365,9 @@ async function begin() {
   element("form").onsubmit = start;
   element("stop").onclick = () => running?.abort();
   element("export").onclick = savePage;
-  document.body.dataset.ready = "";
+  window.onhashchange = fillFromLink;
   show();
+  fillFromLink();
+  document.body.dataset.ready = "";
 }
 begin();

@@ -1,6 +1,7 @@
 """Web server of the playground with the routes /, /info, /generate (a stream of events) and /gif. No route reads a file."""
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import ipaddress
@@ -10,13 +11,14 @@ import logging
 import pathlib
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
 import jax
 import numpy as np
+from jax import monitoring
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -206,8 +208,9 @@ def denoise(
     call: Callable[..., list[Completion]], model: DiffusionLM, time_limit: float, job: Job, send: Callable[[dict], None]
 ) -> None:
     """Generates a completion for a job and sends events to the job's client: one event of type "start", one event for each
-    step, and one event of type "done" or "error" at the end. The generation ends with an error if a step ends more than
-    `time_limit` seconds after the beginning of the generation."""
+    step, and one event of type "done" or "error" at the end. The event "done" has the seconds since the beginning and how many of
+    them JAX spent compiling, as it does for the first request with new settings. The generation ends with an error if a step
+    ends more than `time_limit` seconds after the beginning of the generation."""
     begun = time.monotonic()
     before: np.ndarray | None = None
 
@@ -223,8 +226,10 @@ def denoise(
     try:
         if advance._cache_size() > PROGRAMS:  # type: ignore[attr-defined]
             jax.clear_caches()  # bounds memory: each new setting compiles a program
-        [completion] = call(watch=watch)
-        send({"type": "done", "text": completion.text, "seconds": round(time.monotonic() - begun, 2)})
+        with compile_seconds() as compiling:
+            [completion] = call(watch=watch)
+        seconds = {"seconds": round(time.monotonic() - begun, 2), "compile_seconds": round(compiling(), 2)}
+        send({"type": "done", "text": completion.text} | seconds)
     except CancelledError:
         pass
     except TimeoutError:
@@ -232,6 +237,26 @@ def denoise(
     except BaseException as error:  # of a device or a compiler, or PanicException of a library in Rust; the server continues
         log.exception("a generation failed")
         send({"type": "error", "message": f"the model failed: {type(error).__name__}: {str(error)[:300]}"})
+
+
+@contextlib.contextmanager
+def compile_seconds() -> Iterator[Callable[[], float]]:
+    """Context manager that measures the time in which this thread traces, compiles or reads programs of JAX. Yields a function
+    that returns this time in seconds."""
+    thread = threading.get_ident()
+    spans: list[tuple[float, float]] = []  # beginning and end; they do not overlap
+
+    def heard(event: str, duration_secs: float, **_: str | int) -> None:
+        if event.startswith("/jax/core/compile/") and threading.get_ident() == thread:
+            end = time.monotonic()
+            begin = end - duration_secs
+            spans[:] = [span for span in spans if span[0] < begin] + [(begin, end)]  # without those inside this one
+
+    monitoring.register_event_duration_secs_listener(heard)
+    try:
+        yield lambda: sum(end - begin for begin, end in spans)
+    finally:
+        monitoring.unregister_event_duration_listener(heard)
 
 
 def event_of(step: Step, before: np.ndarray | None, model: DiffusionLM) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import socket
 import sys
 import time
 import traceback
@@ -20,6 +19,7 @@ from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.chips import find_devices
 from igpo_jax.runtime.files import first_line
 from igpo_jax.runtime.locks import locked
+from igpo_jax.runtime.ports import listen
 from igpo_jax.runtime.preemption import forward_signals
 
 # Variables by which jax recognizes a cluster -> the variables that are also set if a scheduler has started this process as
@@ -84,19 +84,6 @@ def _check_coordinator_port(address: str) -> None:
     except OSError as error:
         remedy = "end the process that uses the port, or set JAX_COORDINATOR_PORT on all processes"
         raise OSError(f"the coordinator cannot listen at {bind}: {error}; {remedy}") from None
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Returns a socket that accepts connections at an address. The host "::" means all addresses of this machine. If another
-    process uses the port, or if the host is not an address of this machine, raises an OSError whose text is the reason."""
-    everywhere = host in ("", "::")
-    dual = everywhere and socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if dual or (":" in host and not everywhere) else socket.AF_INET
-    try:
-        return socket.create_server(("" if everywhere else host, port), family=family, dualstack_ipv6=dual)
-    except (OSError, TypeError, ValueError) as error:  # the last two: not a host name
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise OSError(reason.partition(" (while")[0]) from None
 
 
 def not_of_a_job() -> list[str]:

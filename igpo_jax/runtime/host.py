@@ -4,11 +4,13 @@ import contextlib
 import ctypes
 import errno
 import glob
+import logging
 import os
 import resource
 import zlib
 
 import jax
+from jax._src import cloud_tpu_init
 
 from igpo_jax.runtime.files import user_cache
 
@@ -19,6 +21,16 @@ NVIDIA = ("nvidia*", "dxg")  # device files; the second is that of Windows' Linu
 GPU_DEFAULTS = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}  # JAX's default is three quarters; `plan` allows 0.9
 # XLA's compiler ends with "Couldn't find output tile sizes" for some products of small models if it may use Triton for products.
 XLA_GPU_FLAGS = {"--xla_gpu_enable_triton_gemm": "false"}
+TPU = ("accel[0-9]*", "vfio/[0-9]*")  # device files
+# On a machine without TPUs, libtpu waits for the metadata server of a TPU machine, prints errors about missing metadata, and only
+# one process at a time can load it, unless these variables are set.
+LIBTPU_DEFAULTS = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 OPEN_FILES = (errno.EMFILE, errno.ENFILE)
 INTACT = "What was complete before is intact"
@@ -26,15 +38,20 @@ LESS_MEMORY = "To reduce memory: {keys}; `python -m igpo_jax.plan --config=...` 
 
 
 def prepare() -> None:
-    """Prepares this process for the devices of its host. Sets defaults for NVIDIA GPUs. If only CPUs are used, makes the
-    process keep freed memory. Call this function before JAX starts threads or looks for devices."""
-    if not prepare_gpus() and (os.environ.get("JAX_PLATFORMS") == "cpu" or not _any_device("accel*", "vfio/*", "kfd")):
+    """Prepares this process for the devices of its host, see `prepare_accelerators`. If only CPUs are used, makes the process
+    keep freed memory. Call this function before JAX starts threads or looks for devices."""
+    gpus = prepare_accelerators()
+    if not gpus and (os.environ.get("JAX_PLATFORMS") == "cpu" or not _any_device("accel*", "vfio/*", "kfd")):
         keep_freed_memory()
 
 
-def prepare_gpus() -> bool:
-    """Calls `set_gpu_defaults` if the host has NVIDIA GPUs and JAX_PLATFORMS is not cpu. Returns whether this is the case. Call
-    this function before JAX looks for devices, because the defaults have no effect later."""
+def prepare_accelerators() -> bool:
+    """Calls `set_gpu_defaults` if the host has NVIDIA GPUs and JAX_PLATFORMS is not cpu, and returns whether this is the case.
+    If the host has no TPUs, calls `set_libtpu_defaults` and hides JAX's message that it cannot use them. Call this function
+    before JAX looks for devices, because the defaults have no effect later."""
+    if not cloud_tpu_init.running_in_cloud_tpu_vm and not _any_device(*TPU):
+        set_libtpu_defaults()
+        logging.getLogger("jax._src.xla_bridge").addFilter(_is_not_about_tpus)
     used = os.environ.get("JAX_PLATFORMS") != "cpu" and _any_device(*NVIDIA)
     if used:
         set_gpu_defaults()
@@ -45,6 +62,10 @@ def _any_device(*patterns: str) -> bool:
     return any(glob.glob(f"/dev/{pattern}") for pattern in patterns)
 
 
+def _is_not_about_tpus(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Unable to initialize backend 'tpu'")
+
+
 def set_gpu_defaults() -> None:
     """Sets the environment variables in `GPU_DEFAULTS` and adds the flags in `XLA_GPU_FLAGS` to XLA_FLAGS. Keeps values that
     the user has set."""
@@ -53,6 +74,12 @@ def set_gpu_defaults() -> None:
     given = os.environ.get("XLA_FLAGS", "")
     flags = [f"{flag}={value}" for flag, value in XLA_GPU_FLAGS.items() if flag not in given]
     os.environ["XLA_FLAGS"] = " ".join([given, *flags]).strip()
+
+
+def set_libtpu_defaults() -> None:
+    """Sets the environment variables in `LIBTPU_DEFAULTS`. Keeps values that the user has set."""
+    for variable, value in LIBTPU_DEFAULTS.items():
+        os.environ.setdefault(variable, value)
 
 
 def keep_freed_memory() -> None:

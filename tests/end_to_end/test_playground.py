@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -36,3 +37,12 @@ def test_it_begins_with_a_runs_own_decoding_and_a_problem_and_ends_when_told(com
 def test_a_folder_without_a_model_is_one_error(command, tmp_path):
     done = command("playground", f"--model={tmp_path}")
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: ") and not done.stdout
+
+
+def test_a_port_in_use_is_one_error_before_jax_is_imported(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        flags = [f"--model={tmp_path}", f"--port={taken.getsockname()[1]}"]
+        code = "import runpy, sys; sys.modules['jax'] = None; runpy.run_module('igpo_jax.playground', run_name='__main__')"
+        done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
+        told = f"error: --host=127.0.0.1 {flags[1]}: Address already in use; give another port\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", told)

@@ -1,12 +1,15 @@
 """The page in a headless Chromium, with a server in this process whose steps block until a test releases them."""
 
+import dataclasses
 import io
 import threading
+import urllib.parse
 
 import pytest
 import uvicorn
 from PIL import Image
 
+from axe import findings
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.playground import server
 from processes import CHROMIUM
@@ -63,7 +66,10 @@ def browser():
 
 @pytest.fixture(scope="module")
 def address(model):
-    config = uvicorn.Config(server.application(model, BEGIN_WITH, "127.0.0.1", 600), port=0, log_level="warning", lifespan="off")
+    model = dataclasses.replace(model, origin={"path": "/somewhere/my-run", "stage": "rl", "step": 30})
+    config = uvicorn.Config(
+        server.application(model, BEGIN_WITH, "127.0.0.1", 600), port=0, log_level="warning", lifespan="off"
+    )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run)
     thread.start()
@@ -90,10 +96,11 @@ def visit(browser, address):
 
     def visit(viewport=DESKTOP, address=address):
         contexts.append(browser.new_context(viewport=viewport))
+        ours = (address.partition("#")[0], "data:", "blob:")
         page = contexts[-1].new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
-        page.on("request", lambda request: request.url.startswith((address, "data:", "blob:")) or wrong.append(request.url))
+        page.on("request", lambda request: request.url.startswith(ours) or wrong.append(request.url))
         page.goto(address)
         return page
 
@@ -111,7 +118,7 @@ def ask(page, **fields) -> None:
 
 
 def tokens(page) -> list[str]:
-    return page.locator("#panels .canvas .token").all_text_contents()
+    return [text.replace("␣", " ") for text in page.locator("#panels .canvas .token").all_text_contents()]
 
 
 def shows(page, text: str) -> None:
@@ -199,11 +206,114 @@ def test_a_malicious_prompt_stays_text_here_and_in_the_saved_page(visit, gate, t
     assert tokens(saved) == canvas
     for where in (page, saved):
         assert where.title() == "Denoising playground"
+        assert "my-run · rl, step 30 · " in where.locator("#facts").text_content()
         assert MALICIOUS in where.locator("#panels .prompt").text_content()
         assert where.locator("#panels img, #panels script").count() == 0
     saved.get_by_role("slider").focus()
     saved.keyboard.press("Home")
     assert tokens(saved).count("▁") == 4
+
+
+def test_spaces_and_line_breaks_are_seen_and_spoken(visit):
+    page = visit()
+    texts = [" ", "  a ", "a b", "\n", "\t"]
+    assert page.evaluate("texts => texts.map(shown)", texts) == ["␣", "␣␣a␣", "a b", "↵", "⇥"]
+    assert page.evaluate("texts => texts.map(spoken)", texts[:4]) == ["space ", "  a ", "a b", "line break "]
+
+
+@pytest.mark.slow
+def test_compiling_is_told_apart_and_a_long_prompt_is_folded(visit, gate):
+    gate.open()
+    page = visit()
+    page.locator("[name=temperature]").first.fill("0.123")  # a setting that no other test has
+    prompt = "word " * 100
+    ask(page, prompt=prompt)
+    shows(page, "16 steps, after compiling new settings for")
+    folded, button = page.locator("#panels .prompt"), page.get_by_role("button", name="Show the whole prompt")
+    assert folded.text_content() == prompt and button.get_attribute("aria-expanded") == "false"
+    height = folded.bounding_box()["height"]
+    button.click()
+    assert folded.bounding_box()["height"] > height
+    page.get_by_role("button", name="Fold the prompt").click()
+    assert folded.bounding_box()["height"] == height
+    ask(page)
+    shows(page, "Done in")
+    assert page.locator("#panels .status").text_content().endswith("s, 16 steps")
+    ask(page, prompt="word")
+    shows(page, "Done in")
+    assert page.locator("#panels .unfold:visible").count() == 0
+
+
+def test_every_setting_is_on_the_page_and_says_its_key(visit):
+    page = visit()
+    expect(page.locator("body[data-ready]")).to_be_attached()
+    titles = (
+        page.locator("#settings fieldset")
+        .first.locator("input, select")
+        .evaluate_all("nodes => nodes.map((node) => [node.name, node.title, node.closest('label').title])")
+    )
+    assert {name for name, *_ in titles} == {field.name for field in dataclasses.fields(DecodeConfig)}
+    assert all(title == label and f"{title}:".startswith(f"sampler.{name}:") for name, title, label in titles)
+
+
+@pytest.mark.slow
+def test_the_completion_can_be_copied(visit, gate):
+    gate.open()
+    page = visit()
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    ask(page)
+    shows(page, "Done in")
+    page.get_by_role("button", name="Copy").click()
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    text = page.locator("#panels .text").text_content()
+    assert text and page.evaluate("navigator.clipboard.readText()") == text
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    expect(page.get_by_role("button", name="Copy", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Copy").click()
+    assert page.evaluate("getSelection().toString()").strip() == text.strip()
+
+
+@pytest.mark.slow
+def test_a_link_repeats_prompt_and_settings_once_generate_is_pressed(visit, gate):
+    gate.open()
+    page = visit()
+    page.get_by_label("Fill in blanks").check()
+    page.get_by_label("Two settings").check()
+    page.locator("[name=temperature]").nth(0).fill("0.5")
+    page.locator("[name=commit]").nth(1).select_option("threshold")
+    page.locator("[name=threshold]").nth(1).fill("0.75")
+    page.locator("[name=logits_eos_inf]").nth(1).evaluate("box => { box.checked = false; }")
+    ask(page, prompt="a+b&c=#d", template="é [MASK:4] 1", seed="7")
+    expect(page.locator("#panels .status", has_text="Done in")).to_have_count(2, timeout=60_000)
+    again = visit(address=page.url)
+    expect(again.locator("body[data-ready]")).to_be_attached()
+    assert again.evaluate("link()") == "#" + urllib.parse.urlsplit(page.url).fragment
+    assert again.locator("#nothing").text_content().startswith("The fields are filled from a link.")
+    assert again.locator("#panels .panel").count() == 0 and len(gate.passed) == 2
+    again.get_by_role("button", name="Generate").click()
+    expect(again.locator("#panels .status", has_text="Done in")).to_have_count(2, timeout=60_000)
+    assert tokens(again) == tokens(page)
+
+
+def test_a_hostile_link_only_fills_fields(visit, gate, address):
+    values = {"mode": MALICIOUS, "prompt": MALICIOUS, "steps": "1e999", "block_length": "x", "seed": "-1", "temperature": "0.5"}
+    values |= {
+        "remasking": MALICIOUS,
+        "cache": "dual",
+        "chat": "true",
+        "__proto__": "x",
+        "nothing": MALICIOUS,
+        "threshold": "7",
+    }
+    page = visit(address=f"{address}#{urllib.parse.urlencode(values)}")
+    expect(page.locator("body[data-ready]")).to_be_attached()
+    found = page.evaluate("Object.fromEntries(new URLSearchParams(link().slice(1)))")
+    kept = {name: str(BEGIN_WITH[name]) for name in ("steps", "block_length", "seed", "remasking", "threshold")}
+    assert found.items() >= ({"mode": "prompt", "prompt": MALICIOUS, "cache": "dual", "temperature": "0.5"} | kept).items()
+    assert not found.keys() & {"nothing", "__proto__"} and page.title() == "Denoising playground"
+    page.goto(f"{address}#%E0%A4%A&=&&prompt=%00%FF&mode=template")  # the same page
+    expect(page.locator("#form[data-mode=template]")).to_be_attached()
+    assert page.locator("#panels .panel").count() == 0 and not gate.passed
 
 
 def test_the_gif_has_a_picture_for_every_step(visit, gate):
@@ -273,6 +383,30 @@ def test_nothing_overlaps_and_everything_is_readable(visit, gate, viewport, sche
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert page.evaluate(OVERLAPS) == []
     assert page.evaluate(FAINT) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(visit, gate, viewport, scheme):
+    """On the empty page, and on one with results, open details and errors."""
+    gate.open()
+    page = visit(viewport)
+    page.emulate_media(color_scheme=scheme)
+    expect(page.locator("body[data-ready]")).to_be_attached()
+    assert findings(page) == []
+    page.get_by_label("Two settings").check()
+    for summary in page.locator("summary:visible").all():
+        summary.click()
+    ask(page, prompt="a b " * 100)
+    expect(page.locator("#panels .status", has_text="Done in")).to_have_count(2, timeout=60_000)
+    page.evaluate("panels[1].say('This is an error.', true)")
+    page.locator("#panels .token").first.focus()
+    assert findings(page) == []
+    page.get_by_label("by confidence").check()
+    assert findings(page) == []
+    page.evaluate("element('go').textContent = ''")
+    assert [finding.partition(":")[0] for finding in findings(page)] == ["button-name"]
 
 
 @pytest.mark.slow

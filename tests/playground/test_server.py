@@ -11,6 +11,7 @@ import httpx
 import jax
 import jax.numpy as jnp
 import pytest
+from jax import monitoring
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
@@ -74,6 +75,25 @@ def test_what_follows_from_the_end_of_the_text_is_told_without_a_probability(mod
     assert [[position, text] for position, text, probability, _ in steps[-1]["written"] if probability is None] == [
         [position, "<|endoftext|>"] for position in range(8, 16)
     ]
+
+
+def test_only_the_first_request_of_a_setting_compiles(client):
+    first, second = (told(client.post("/generate", json=ASKED | {"temperature": 0.321}).text)[-1] for _ in range(2))
+    assert 0 < first["compile_seconds"] <= first["seconds"] and second["compile_seconds"] == 0 <= second["seconds"]
+
+
+def test_the_time_of_nested_compilations_counts_once_and_other_threads_do_not_count():
+    record = functools.partial(monitoring.record_event_duration_secs, "/jax/core/compile/backend_compile_duration")
+    with server.compile_seconds() as compiling:
+        record(100.0)
+        record(300.0)  # began before the first
+        thread = threading.Thread(target=record, args=(1000.0,))
+        thread.start()
+        thread.join()
+        monitoring.record_event_duration_secs("/jax/other", 1000.0)
+        assert compiling() == pytest.approx(300)
+    record(1.0)
+    assert compiling() == pytest.approx(300)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from igpo_jax.runtime import chips, distributed
+from igpo_jax.runtime import chips, distributed, ports
 from igpo_jax.runtime.mesh import make_mesh
 from processes import free_port
 
@@ -176,14 +176,14 @@ def test_a_port_in_use_is_one_error(taken):
 def test_where_nobody_can_listen_is_an_error(taken):
     for host in ("127.0.0.1", "", "::", "0.0.0.0"):
         with pytest.raises(OSError, match="^Address already in use$"):
-            distributed.listen(host, taken)
+            ports.listen(host, taken)
     for host in ("no such host", "a..b", "x" * 70, "203.0.113.7", "a\0b"):
         with pytest.raises(OSError) as raised:
-            distributed.listen(host, taken)
+            ports.listen(host, taken)
         assert str(raised.value) and "\n" not in str(raised.value)
     free = free_port()
     for _ in range(2):
-        distributed.listen("", free).close()
+        ports.listen("", free).close()
 
 
 @pytest.mark.parametrize("error, reason", [

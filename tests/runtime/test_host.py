@@ -1,14 +1,31 @@
+import importlib.util
+import logging
+import os
 import pathlib
+import subprocess
+import sys
 import types
 
 import jax
 import pytest
+from jax._src import cloud_tpu_init
 
 from igpo_jax.runtime import host
 
 
 @pytest.fixture
-def library(monkeypatch):
+def jax_log(monkeypatch):
+    """The logger of JAX's messages about devices. Changes of its filters and of the environment are undone."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    for variable in host.LIBTPU_DEFAULTS:
+        os.environ.pop(variable, None)
+    log = logging.getLogger("jax._src.xla_bridge")
+    monkeypatch.setattr(log, "filters", [])
+    return log
+
+
+@pytest.fixture
+def library(jax_log, monkeypatch):
     """Replaces the C library; returns the (parameter, value) pairs of its mallopt's calls."""
     calls = []
     monkeypatch.setattr(host.ctypes, "CDLL", lambda name: types.SimpleNamespace(mallopt=lambda *pair: calls.append(pair)))
@@ -36,6 +53,33 @@ def test_another_c_library_is_left_alone(library, monkeypatch):
     monkeypatch.setattr(host.ctypes, "CDLL", lambda name: types.SimpleNamespace())
     host.keep_freed_memory()
     assert library == []
+
+
+@pytest.mark.parametrize("devices, chips, quiet", [([], False, True), (["/dev/vfio/0"], False, False), ([], True, False)])
+def test_libtpu_is_quiet_only_where_there_is_no_tpu(devices, chips, quiet, jax_log, caplog, monkeypatch):
+    monkeypatch.setattr(host.glob, "glob", lambda pattern: devices if pattern == "/dev/vfio/[0-9]*" else [])
+    monkeypatch.setattr(host.cloud_tpu_init, "running_in_cloud_tpu_vm", chips)
+    os.environ["TPU_WORKER_ID"] = "3"
+    host.prepare_accelerators()
+    expected = host.LIBTPU_DEFAULTS | {"TPU_WORKER_ID": "3"} if quiet else {"TPU_WORKER_ID": "3"}
+    assert {name: value for name, value in os.environ.items() if name in host.LIBTPU_DEFAULTS} == expected
+    jax_log.warning("Unable to initialize backend 'tpu': NOT_FOUND")
+    jax_log.warning("Unable to initialize backend 'cuda': no driver")
+    assert [record.getMessage()[30:34] for record in caplog.records] == ["cuda"] if quiet else ["tpu'", "cuda"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs libtpu")
+@pytest.mark.skipif(cloud_tpu_init.running_in_cloud_tpu_vm, reason="this is a machine with TPUs")
+def test_libtpu_on_a_machine_without_tpus_prints_nothing():
+    environment = {name: value for name, value in os.environ.items() if name not in (*host.LIBTPU_DEFAULTS, "JAX_PLATFORMS")}
+    environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # other processes on this machine may have loaded it
+    code = (
+        "from absl import logging; logging.use_absl_handler(); logging.set_verbosity(logging.INFO); "
+        "from igpo_jax.runtime import chips, host; host.prepare(); print(chips.find_devices())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith("[CpuDevice") and done.stderr == ""
 
 
 @pytest.mark.parametrize("given", [None, "/elsewhere"])
