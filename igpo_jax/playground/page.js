@@ -1,7 +1,5 @@
 const source = "<!doctype html>\n" + document.documentElement.outerHTML;  // before anything changes it
 const live = element("recordings").textContent === "null";
-const spaces = (text) => "␣".repeat(text.length);
-const shown = (text) => text.replace(/^ +| +$/g, spaces).replaceAll("\n", "↵").replaceAll("\t", "⇥");
 const spoken = (text) => text.trim() ? text : text.replaceAll(" ", "space ").replaceAll("\n", "line break ");
 const percent = (share) => (100 * share).toFixed(share < 0.1 ? 2 : 1) + " %";
 const chosen = (name) => document.querySelector("input[name=" + name + "]:checked").value;
@@ -87,7 +85,7 @@ class Panel {
     this.buttons.forEach((button, i) => {
       const cell = recording.cells[i], masked = isMasked(cell, now), given = cell.frame === 0 && !masked;
       const color = masked || given ? null : cellShade(cell, frames);
-      button.textContent = masked ? "▁" : shown(cell.text);
+      button.textContent = masked ? "▁" : visibleText(cell.text);
       button.className = "token" + (given ? " given" : color && cell.frame === now ? " fresh" : "");
       button.style.background = color ? hex(color) : "";
       button.style.color = color ? (isDark(color) ? "#fff" : "#000") : "";
@@ -98,7 +96,7 @@ class Panel {
 
   inspect(i) {
     const cell = this.recording.cells[i], masked = isMasked(cell, this.slider.valueAsNumber);
-    const quote = "“" + shown(cell.text ?? "") + "”";
+    const quote = "“" + visibleText(cell.text ?? "") + "”";
     this.buttons.forEach((button, j) => { button.tabIndex = i === j ? 0 : -1; });
     const what = masked ? "A blank, not yet written." : cell.frame === 0 ? quote + " was given."
       : cell.probability === null ? quote + " follows from the end of the text."
@@ -107,7 +105,7 @@ class Panel {
     for (const [text, share] of masked ? [] : cell.alternatives || []) {
       const row = make("li", ""), bar = make("span", "bar");
       bar.style.width = 100 * share + "%";
-      row.append(make("b", "", shown(text)), bar, make("span", "", percent(share)));
+      row.append(make("b", "", visibleText(text)), bar, make("span", "", percent(share)));
       list.append(row);
     }
     this.find(".inspector").replaceChildren(make("p", "", what), list);

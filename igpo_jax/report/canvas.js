@@ -107,7 +107,7 @@ if (element("rollouts")) {
       const written = rollout.unmask_step[i], given = hint.has(i);
       const parts = shade(Math.max(written, 0) / Math.max(steps - 1, 1));
       const title = given ? "hint" : "written in step " + (written + 1);
-      const box = make("span", "token", token.replaceAll("\n", "↵"), {title});
+      const box = make("span", "token", visibleText(token), {title});
       if (end < 0 || i <= end || open) nodes.push(box, ...(token.endsWith("\n") ? [make("span", "break")] : []));
       return {box, written, hint: given, background: hex(parts), dark: isDark(parts), ended: end >= 0 && i >= end};
     });

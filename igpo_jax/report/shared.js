@@ -4,6 +4,10 @@ const element = (id) => document.getElementById(id);
 const make = (tag, className, text = "", properties = {}) =>
   Object.assign(document.createElement(tag), {className, textContent: text, ...properties});
 
+// A token's text, with spaces at its ends, line breaks and tabs that can be seen.
+const spaces = (text) => "␣".repeat(text.length);
+const visibleText = (text) => text.replace(/^ +| +$/g, spaces).replaceAll("\n", "↵").replaceAll("\t", "⇥");
+
 // Viridis: equal steps look equal, also in gray and to color-blind readers.
 const viridis = ["440154", "482878", "3e4989", "31688e", "26828e", "1f9e89", "35b779", "6ece58", "b5de2b", "fde725"].map(
   (hex) => [0, 2, 4].map((i) => Number("0x" + hex.slice(i, i + 2))));
