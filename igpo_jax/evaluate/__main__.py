@@ -52,7 +52,7 @@ from igpo_jax.evaluate.samplers import compare_samplers
 from igpo_jax.run.results import environment
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.bucket_folders import local_results, opened_by_all, opened_output, share_files
-from igpo_jax.runtime.buckets import is_address, with_addresses
+from igpo_jax.runtime.buckets import is_address, require_model, with_addresses
 from igpo_jax.runtime.checks import MOST_ROWS, MOST_TOKENS, require
 from igpo_jax.runtime.distributed import check_same, raise_on_all_hosts
 from igpo_jax.runtime.files import atomic_write, is_inside, place_name, read_json, require_same_identity
@@ -174,6 +174,7 @@ def prepare(config: ConfigDict) -> tuple[dict[str, list[Problem]], dict[str, dic
     require(size <= MOST_ROWS, f"batch_size={size} must be at most {MOST_ROWS}")
     if not config.model:
         raise ValueError("--config.model=FOLDER is missing: the run or model to evaluate")
+    require_model(config.model, "--config.model")
     ready = [name for name, part in config.benchmarks.items() if part.task.get("test", "") or part.task.name != "math"]
     names = BENCHMARKS.value or ready  # math needs a file, other tasks generate their problems
     if not names or set(names) - set(config.benchmarks):

@@ -21,11 +21,12 @@ from igpo_jax.cli import define_allow_nonfinite, define_trust, escape_controls, 
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.bucket_runs import is_run
 from igpo_jax.run.experiment import read_run_config
+from igpo_jax.runtime.buckets import require_model
 from igpo_jax.runtime.distributed import listen
 from igpo_jax.runtime.installation import install_command
 from igpo_jax.tasks import TASKS, load_task
 
-MODEL = flags.DEFINE_string("model", None, "The model's folder.", required=True)
+MODEL = flags.DEFINE_string("model", None, "The model's folder, or its id on the hub.", required=True)
 ADAPTERS = flags.DEFINE_string("adapters", None, "A folder of adapters in PEFT's format.")
 STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "For a run's folder: the stage whose newest checkpoint is loaded.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "By default bfloat16 on accelerators, float32 on CPUs.")
@@ -60,6 +61,7 @@ def main(_):
     try:
         options: dict[str, Any] = {"adapters": ADAPTERS.value, "dtype": DTYPE.value, "stage": STAGE.value}
         options |= {"trust": TRUST.value, "allow_nonfinite": ALLOW_NONFINITE.value}
+        require_model(MODEL.value, "--model")
         model = load(MODEL.value, **options, needs="text")
         page = application(model, begin_with(MODEL.value, model), HOST.value, TIME_LIMIT.value)
     except (ValueError, OSError) as error:

@@ -233,7 +233,7 @@ def test_a_run_from_scratch_is_exported_in_lladas_format(command, finished, tmp_
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (("generate", "--model=nowhere", "--prompt=x"), "there is no folder 'nowhere'"),
+    (("generate", "--model=nowhere", "--prompt=x"), "--model: there is no folder 'nowhere'"),
     (("generate", "--model={llada}"), "give --prompt, --prompts or --template"),
     (("generate", "--model={llada}", "--prompts=none.txt"), "there is no file 'none.txt'"),
     (("generate", "--model={llada}", "--template=x [MASK]", "--hint=y"), "--hint and --template are both given"),
@@ -244,8 +244,9 @@ def test_a_run_from_scratch_is_exported_in_lladas_format(command, finished, tmp_
     (("convert", "--source={llada}", "--target={llada}"), "exists already"),
     (("convert", "--source={llada}", "--target=new", "--format=peft"), "--format=peft cannot be made from it"),
     (("convert", "--source={llada}", "--target=new", "--verify=LLaDA-8B-Base"), "config.json is not that of LLaDA-8B-Base"),
-    (("convert", "--source=nowhere", "--target=new"), "config.json is missing"),
-    (("train", "--config={config}", "--workdir=new", "--config.model.path=nowhere"), "config.json is missing"),
+    (("convert", "--source=nowhere", "--target=new"), "--source: there is no folder 'nowhere'"),
+    (("train", "--config={config}", "--workdir=new", "--config.model.path=nowhere"),
+     "model.path: there is no folder 'nowhere'"),
     (("train", "--config={config}", "--workdir=new", "--config.model.path={llada}", "--config.model.width=32"),
      "model.width=32 and model.path="),
     (("train", "--config={config}", "--workdir=new", "--config.model.path={llada}", "--config.lora.targets=('q_proj',)"),
