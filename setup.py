@@ -76,6 +76,7 @@ setup(
         "report": REPORT,
         "playground": PLAYGROUND,
         "gcs": GCS,
+        "lm-eval": ["lm_eval>=0.4.13,<0.5"],
         "test": [
             *DATA, *REPORT, *PLAYGROUND, *GCS, "gcp-storage-emulator>=2024.8.3",
             "httpx>=0.27", "playwright>=1.45", "pytest>=8.0", "pytest-cov>=7", "pytest-xdist>=3.7", "hypothesis>=6.100",

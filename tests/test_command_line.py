@@ -37,12 +37,12 @@ def config_and_key(command: str) -> tuple[str, str]:
 
 
 def test_the_commands_are_those_of_the_documentation():
-    text = (ROOT / "README.md").read_text()
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "docs/lm_eval.md"))
     assert set(SOURCES) == set(re.findall(r"python -m igpo_jax\.(\w+)", text))
     assert len(WITH_CONFIG) >= 5
 
 
-@pytest.mark.parametrize("command", SOURCES)
+@pytest.mark.parametrize("command", [name for name in SOURCES if name != "lm_eval"])  # its flags are the harness's
 def test_every_command_refuses_stray_words_and_unknown_flags(command, tmp_path):
     config, key = config_and_key(command)
     known = re.findall(r'flags\.DEFINE_\w+\(\s*"([\w-]+)"', SOURCES[command])
@@ -263,3 +263,11 @@ def test_overrides_reach_the_runs_of_a_comparison_however_they_are_spelled():
 def test_the_doctor_can_parse_flags_on_a_machine_without_jax():
     program = "import sys; sys.modules |= dict.fromkeys(['jax', 'ml_collections']); import igpo_jax.cli, igpo_jax.doctor"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+@pytest.mark.slow
+def test_lm_eval_says_how_to_install_the_harness():
+    code = "import runpy, sys; sys.modules['lm_eval'] = None; runpy.run_module('igpo_jax.lm_eval', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: lm_eval\S* is not installed; igpo_jax.lm_eval needs: pip install .*lm-eval.*\n", done.stderr)
