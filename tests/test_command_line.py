@@ -268,6 +268,8 @@ def test_the_doctor_can_parse_flags_on_a_machine_without_jax():
 @pytest.mark.slow
 def test_lm_eval_says_how_to_install_the_harness():
     code = "import runpy, sys; sys.modules['lm_eval'] = None; runpy.run_module('igpo_jax.lm_eval', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}
+    )
     assert done.returncode == 1
     assert re.fullmatch(r"error: lm_eval\S* is not installed; igpo_jax.lm_eval needs: pip install .*lm-eval.*\n", done.stderr)

@@ -301,5 +301,6 @@ def test_convert_says_that_there_is_no_tokenizer_and_converts(command, llada, tm
     done = command("convert", f"--source={tmp_path / 'hf'}", f"--target={tmp_path / 'model'}")
     assert done.returncode == 0 and (tmp_path / "model" / "params").is_dir()
     [line] = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
-    assert "has neither tokenizer.json nor vocab.json nor a *.model file; add the tokenizer's files to the target" in line
+    assert "has neither tokenizer.json nor vocab.json nor a *.model file; download all files of the model" in line
+    assert "; add the tokenizer's files to the target" in line
     assert "warning: " not in command("convert", f"--source={llada}", f"--target={tmp_path / 'other'}").stderr
