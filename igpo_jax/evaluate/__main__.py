@@ -174,7 +174,6 @@ def prepare(config: ConfigDict) -> tuple[dict[str, list[Problem]], dict[str, dic
     require(size <= MOST_ROWS, f"batch_size={size} must be at most {MOST_ROWS}")
     if not config.model:
         raise ValueError("--config.model=FOLDER is missing: the run or model to evaluate")
-    require_model(config.model, "--config.model")
     ready = [name for name, part in config.benchmarks.items() if part.task.get("test", "") or part.task.name != "math"]
     names = BENCHMARKS.value or ready  # math needs a file, other tasks generate their problems
     if not names or set(names) - set(config.benchmarks):
@@ -191,6 +190,7 @@ def open_model(config: ConfigDict) -> DiffusionLM:
     # The tasks in `config` are those of --config, which is the user's own, or they were checked when config.json was read.
     trust = [*TRUST.value, *(part.task.name for part in config.benchmarks.values())]
     options |= {"needs": "chat" if config.chat else "text", "trust": trust, "allow_nonfinite": ALLOW_NONFINITE.value}
+    require_model(config.model, "--config.model")
     mesh = None if config.mesh.to_dict() == dataclasses.asdict(MeshConfig()) else make_mesh(**config.mesh)
     return igpo_jax.load(config.model, **options, mesh=mesh)
 
