@@ -79,6 +79,7 @@ setup(
         "report": REPORT,
         "playground": PLAYGROUND,
         "gcs": GCS,
+        "lm-eval": ["lm_eval>=0.4.13,<0.5"],
         "test": [
             *DATA, *REPORT, *PLAYGROUND, *GCS, "gcp-storage-emulator>=2024.8.3",
             "httpx>=0.27", "playwright>=1.45", "axe-playwright-python>=0.1.8",

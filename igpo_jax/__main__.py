@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "evaluates a model or a run on benchmarks, and compares evaluations",
     "generate": "completes prompts, or fills the blanks of templates",
     "playground": "a local page: type a prompt or a template, and watch the canvas fill",
+    "lm_eval": "runs EleutherAI's lm-evaluation-harness on a model or a run",
     "report": "writes the HTML report of a run, or a page that compares several runs",
     "compare": "trains and compares variants of the method over several seeds",
     "plan": "does a run fit into memory, and how long does it take? needs no accelerator",

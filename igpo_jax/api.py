@@ -37,7 +37,7 @@ from igpo_jax.model.transformer import ModelConfig, forward, unembed
 from igpo_jax.run.bucket_runs import is_run
 from igpo_jax.run.layout import Load, mesh_for_sampling
 from igpo_jax.run.restore import restore_run
-from igpo_jax.runtime.buckets import is_folder
+from igpo_jax.runtime.buckets import require_model
 from igpo_jax.runtime.checks import MOST_TOKENS, require
 from igpo_jax.runtime.host import prepare_accelerators
 from igpo_jax.runtime.mesh import batch_size_divisor, make_mesh, shard_batch, to_host
@@ -315,7 +315,9 @@ def load(
     allow_nonfinite: bool = False,
 ) -> DiffusionLM:
     """Loads a model from a Hugging Face folder of LLaDA or iLLaDA, from a folder that `igpo_jax.convert` wrote, or from the
-    folder of a training run. If a file is missing or damaged, raises a ValueError that names the file and the reason.
+    folder of a training run. `path` may also be the id of a model on the Hugging Face hub, such as GSAI-ML/LLaDA-8B-Instruct, if
+    the model is in the hub's cache on this machine; nothing is downloaded. If a file is missing or damaged, raises a ValueError
+    that names the file and the reason.
 
     Args:
         adapters: a folder with LoRA adapters of the model in PEFT's format.
@@ -335,7 +337,7 @@ def load(
     require(needs in ("ids", "text", "chat"), f"needs={needs!r} is none of ids, text, chat")
     prepare_accelerators()
     placed, dtype = mesh or make_mesh(), dtype or default_dtype()
-    require(is_folder(path), f"there is no folder {str(path)!r}")
+    require_model(path, "path")
     if is_run(path):
         own = f"{path} is a run's folder, which has its own adapters; give the model of {adapters} instead"
         require(adapters is None, own)

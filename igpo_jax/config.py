@@ -19,6 +19,7 @@ from igpo_jax.model.lora import ALL_LINEAR, LoraConfig, check_model_divides, req
 from igpo_jax.model.transformer import AUTO, ModelConfig
 from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.objective import ObjectiveConfig
+from igpo_jax.runtime.buckets import require_model
 from igpo_jax.runtime.checks import (
     MOST_DEADLINE,
     MOST_IDS,
@@ -57,7 +58,8 @@ class NetworkConfig:
     """Section `model` of the configuration: the folder or the shape of the network, and its numerical settings. This section
     does not contain the vocabulary, which the function `model_config` adds."""
 
-    path: str = ""  # a folder of LLaDA or iLLaDA, from Hugging Face or from igpo_jax.convert; the folder decides the shape
+    # A folder from Hugging Face or from igpo_jax.convert, or the id of a model in the Hugging Face cache; it decides the shape.
+    path: str = ""
     width: int = 64
     layers: int = 3
     heads: int = 4
@@ -338,8 +340,10 @@ def _check_model(config: Config) -> None:
 def folder_model(config: Config) -> ModelConfig | None:
     """Returns the configuration of the network in the folder `model.path`, or None if `model.path` is empty. The result still
     lacks the end-of-turn token and the ids that the sampler never draws. `with_tokenizer` takes both from the tokenizer."""
-    numerics = {key: getattr(config.model, key) for key in NUMERICS}
-    return folder_model_config(config.model.path, **numerics) if config.model.path else None
+    if not config.model.path:
+        return None
+    require_model(config.model.path, "model.path")
+    return folder_model_config(config.model.path, **{key: getattr(config.model, key) for key in NUMERICS})
 
 
 def model_config(config: Config, tokenizer) -> ModelConfig:

@@ -22,14 +22,16 @@ from igpo_jax.config import with_tokenizer
 from igpo_jax.run.bucket_runs import is_run
 from igpo_jax.run.export import export_adapters, export_run
 from igpo_jax.runtime import distributed
-from igpo_jax.runtime.buckets import is_folder, path_of
+from igpo_jax.runtime.buckets import is_folder, path_of, require_model
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tokenizers import load_tokenizer
 from igpo_jax.weights.folders import convert, export
 from igpo_jax.weights.huggingface import check_sha256, folder_model_config, masked_config
 
-SOURCE = flags.DEFINE_string("source", None, "A Hugging Face folder, a model folder or a run's folder.", required=True)
+SOURCE = flags.DEFINE_string(
+    "source", None, "A Hugging Face folder, a model's id on the hub, a model folder or a run's folder.", required=True
+)
 TARGET = flags.DEFINE_string("target", None, "The folder to write; it must not exist.", required=True)
 FORMAT = flags.DEFINE_enum("format", "model", ["model", "huggingface", "peft"], "The target's format.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Type of the target's parameters; by default the source's.")
@@ -48,6 +50,7 @@ def main(_):
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     source, target = SOURCE.value, TARGET.value
     try:
+        require_model(source, "--source")
         kind = "run" if is_run(source) else "model" if is_folder(path_of(source) / "params") else "huggingface"
         if VERIFY.value:
             files = ", ".join(check_sha256(source, VERIFY.value))

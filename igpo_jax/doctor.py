@@ -46,7 +46,7 @@ BUCKET_BYTES = 1 << 24  # size of the object that is written to measure a bucket
 
 # Purpose of each optional extra. The extras cuda and tpu are missing here, because they are checked as plug-ins.
 EXTRAS = {"report": "report.html", "data": "Parquet files, and endpoints of igpo_jax.rewrite"}
-EXTRAS |= {"playground": "igpo_jax.playground", "gcs": "gs:// addresses", "test": "the tests"}
+EXTRAS |= {"playground": "igpo_jax.playground", "gcs": "gs:// addresses", "lm-eval": "igpo_jax.lm_eval", "test": "the tests"}
 
 
 @dataclasses.dataclass(frozen=True)

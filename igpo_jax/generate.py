@@ -22,12 +22,12 @@ from igpo_jax.api import Completion, DiffusionLM, load
 from igpo_jax.cli import define_allow_nonfinite, define_trust, escape_controls, parse_flags, run_command
 from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.runtime import distributed
-from igpo_jax.runtime.buckets import local_file
+from igpo_jax.runtime.buckets import local_file, require_model
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import parse_json, read_bytes
 from igpo_jax.runtime.host import explain_shortage
 
-MODEL = flags.DEFINE_string("model", None, "The model's folder, which may be in a bucket, gs://BUCKET/MODEL.", required=True)
+MODEL = flags.DEFINE_string("model", None, "The model's folder, also gs://BUCKET/MODEL, or its id on the hub.", required=True)
 ADAPTERS = flags.DEFINE_string("adapters", None, "A folder of adapters in PEFT's format.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")
 PROMPTS = flags.DEFINE_string("prompts", None, "A file of prompts: one a line, or JSON Lines with the key prompt.")
@@ -70,6 +70,7 @@ def main(_):
         needs = "chat" if CHAT.value else "text"
         options: dict[str, Any] = {"adapters": ADAPTERS.value, "dtype": DTYPE.value, "stage": STAGE.value}
         options |= {"trust": TRUST.value, "allow_nonfinite": ALLOW_NONFINITE.value}
+        require_model(MODEL.value, "--model")
         model = load(MODEL.value, **options, needs=needs)
         completions = complete(model, prompts)
         if jax.process_index() == 0:

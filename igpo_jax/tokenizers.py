@@ -264,7 +264,8 @@ def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Token
     if path.is_dir():
         found = _tokenizer_files(path)
         if len(found) != 1:
-            names = ", ".join(file.name for file in found) or "neither tokenizer.json nor vocab.json nor a *.model file"
+            none = "neither tokenizer.json nor vocab.json nor a *.model file; download all files of the model"
+            names = ", ".join(file.name for file in found) or f"{none} (hf download MODEL --local-dir DIR)"
             raise ValueError(f"{path} must have one tokenizer, but has {names}")
         [path] = found
     if not path.is_file():

@@ -23,6 +23,7 @@ SOURCES = {
 }
 del SOURCES["tasks.reward_worker"]  # a process that the reward pool starts
 del SOURCES["__main__"]  # runs the others
+OWN_FLAGS = [name for name in SOURCES if name != "lm_eval"]  # whose flags are the harness's
 WITH_CONFIG = [name for name, text in SOURCES.items() if "define_config()" in text]
 
 
@@ -80,7 +81,7 @@ def test_igpo_finds_a_task_in_the_working_folder_and_no_file_there_hides_a_modul
     assert done.returncode == 0 and "rl: " in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("command", SOURCES)
+@pytest.mark.parametrize("command", OWN_FLAGS)
 def test_help_shows_usage_and_flags_and_ends_with_status_0(command):
     done = commands.run(command, "-h", env=os.environ | {"JAX_PLATFORMS": "cpu", "COLUMNS": "80"})
     assert (done.returncode, done.stderr) == (0, "")
@@ -103,7 +104,7 @@ def test_a_variant_of_a_file_without_variants_is_refused(tmp_path):
     assert message.endswith("arithmetic.py has no variants; give --config=" + message.split()[1] + "\n")
 
 
-@pytest.mark.parametrize("command", SOURCES)
+@pytest.mark.parametrize("command", OWN_FLAGS)
 def test_every_command_refuses_stray_words_and_unknown_flags(command, tmp_path):
     config, key = config_and_key(command)
     known = re.findall(r'flags\.DEFINE_\w+\(\s*"([\w-]+)"', SOURCES[command])
@@ -324,3 +325,13 @@ def test_overrides_reach_the_runs_of_a_comparison_however_they_are_spelled():
 def test_the_doctor_can_parse_flags_on_a_machine_without_jax():
     program = "import sys; sys.modules |= dict.fromkeys(['jax', 'ml_collections']); import igpo_jax.cli, igpo_jax.doctor"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+@pytest.mark.slow
+def test_lm_eval_says_how_to_install_the_harness():
+    code = "import runpy, sys; sys.modules['lm_eval'] = None; runpy.run_module('igpo_jax.lm_eval', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: lm_eval\S* is not installed; igpo_jax.lm_eval needs: pip install .*lm-eval.*\n", done.stderr)

@@ -63,7 +63,7 @@ from igpo_jax.evaluate.summaries import card_lines, diff_lines
 from igpo_jax.run.results import environment
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.bucket_folders import local_results, opened_by_all, opened_output, share_files
-from igpo_jax.runtime.buckets import is_address, with_addresses
+from igpo_jax.runtime.buckets import is_address, require_model, with_addresses
 from igpo_jax.runtime.checks import MOST_ROWS, MOST_TOKENS, require
 from igpo_jax.runtime.distributed import check_same, raise_on_all_hosts
 from igpo_jax.runtime.files import atomic_write, is_inside, place_name, read_json, require_same_identity
@@ -209,6 +209,7 @@ def open_model(config: ConfigDict) -> DiffusionLM:
     # The tasks in `config` are those of --config, which is the user's own, or they were checked when config.json was read.
     trust = [*TRUST.value, *(part.task.name for part in config.benchmarks.values())]
     options |= {"needs": "chat" if config.chat else "text", "trust": trust, "allow_nonfinite": ALLOW_NONFINITE.value}
+    require_model(config.model, "--config.model")
     mesh = None if config.mesh.to_dict() == dataclasses.asdict(MeshConfig()) else make_mesh(**config.mesh)
     return igpo_jax.load(config.model, **options, mesh=mesh)
 

@@ -25,7 +25,7 @@ def base_evaluation() -> ConfigDict:
     decode = dataclasses.asdict(DecodeConfig(completion_length=256, block_length=32, steps=128))
     del decode["temperature"]  # each benchmark has its own
     values = {
-        "model": "",  # a run's or a model's folder
+        "model": "",  # a run's or a model's folder, or the id of a model in the Hugging Face cache
         "stage": "",  # sft | rl, for a run, or one checkpoint, such as rl-40; by default the newest of the last stage
         "adapters": "",  # a folder in PEFT's format
         "dtype": "",  # float32 | bfloat16, for computation; by default bfloat16, on CPUs float32

@@ -19,7 +19,7 @@ from igpo_jax.cli import define_allow_nonfinite, define_trust, escape_controls, 
 from igpo_jax.runtime.installation import install_command
 from igpo_jax.runtime.ports import listen
 
-MODEL = flags.DEFINE_string("model", None, "The model's folder.", required=True)
+MODEL = flags.DEFINE_string("model", None, "The model's folder, or its id on the hub.", required=True)
 ADAPTERS = flags.DEFINE_string("adapters", None, "A folder of adapters in PEFT's format.")
 STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "For a run's folder: the stage whose newest checkpoint is loaded.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "By default bfloat16 on accelerators, float32 on CPUs.")
@@ -52,10 +52,12 @@ def main(_):
         sys.exit(f"error: {error.name} is not installed; the playground needs: {install_command('playground')}")
     from igpo_jax.api import load
     from igpo_jax.playground.fields import begin_with
+    from igpo_jax.runtime.buckets import require_model
 
     try:
         options: dict[str, Any] = {"adapters": ADAPTERS.value, "dtype": DTYPE.value, "stage": STAGE.value}
         options |= {"trust": TRUST.value, "allow_nonfinite": ALLOW_NONFINITE.value}
+        require_model(MODEL.value, "--model")
         model = load(MODEL.value, **options, needs="text")
         page = application(model, begin_with(MODEL.value, model, TRUST.value), HOST.value, TIME_LIMIT.value)
     except (ValueError, OSError) as error:

@@ -47,6 +47,7 @@ from igpo_jax.runtime.files import (
     place_name,
     require_same_identity,
 )
+from igpo_jax.runtime.hub import how_to_get
 from igpo_jax.runtime.progress import progress
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool
@@ -119,8 +120,10 @@ def rewrite(folder: pathlib.Path) -> dict[str, Any]:
     least, most = MIN_TOKENS.value, MAX_TOKENS.value
     require(least <= most, f"--min_tokens={least} is more than --max_tokens={most}")
     endpoint = _endpoint()
-    records, counts = load_sources(PROBLEMS.value, _fields(FIELDS.value))
+    records, counts = load_sources(PROBLEMS.value, _fields(FIELDS.value), key="--problems")
     path = small_files(TOKENIZER.value)
+    absent = f"--tokenizer: there is no file or folder {TOKENIZER.value!r}{how_to_get(TOKENIZER.value, '--tokenizer')}"
+    require(path.exists(), absent)
     file = next(iter([*path.glob("tokenizer.json"), *path.glob("*.model")]), path) if path.is_dir() else path
     # Lengths do not depend on the mask token, so any id works.
     tokenizer = load_tokenizer(TOKENIZER.value, 0 if file.suffix == ".json" else None)

@@ -19,6 +19,7 @@ from igpo_jax.run.checkpoint_integrity import steps_in
 from igpo_jax.run.experiment import as_begun, read_run_config, run_tokenizer
 from igpo_jax.runtime.buckets import is_folder
 from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.hub import HUB_ID
 from igpo_jax.tokenizers import Tokenizer
 from igpo_jax.training.policy import Policy
 from igpo_jax.weights.digest import network_digest
@@ -67,6 +68,8 @@ def restore_run(
     moved = (
         f"{workdir / 'config.json'}: model.path={origin!r}, the model that the run began with, is no folder; put it back there"
     )
+    if HUB_ID.fullmatch(origin):
+        moved += f", or, if it is a model of the Hugging Face hub, run hf download {origin}"
     require(not origin or is_folder(origin), moved)
     tokenizer = run_tokenizer(workdir, config)
     model = fit_to_devices(configuration.model_config(config, tokenizer), mesh, configuration.row_lengths(config))

@@ -18,6 +18,7 @@ from typing import Any
 
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import MOST_BYTES, first_line, require_plain_name, user_cache
+from igpo_jax.runtime.hub import how_to_get, local_folder
 from igpo_jax.runtime.installation import install_command
 
 # How TensorStore's errors begin if a server did not answer a request.
@@ -56,9 +57,10 @@ def is_address(path: str | os.PathLike) -> bool:
 
 
 def path_of(path: str | os.PathLike) -> Any:
-    """Returns a path as a pathlib.Path or, if it is an address in a bucket, as an epath.Path, which has the same methods."""
+    """Returns a path as a pathlib.Path or, if it is an address in a bucket, as an epath.Path, which has the same methods. The id of
+    a model in Hugging Face's cache becomes the path of the model's folder, see `local_folder`."""
     if not is_address(path):
-        return pathlib.Path(path)
+        return local_folder(path)
     from etils import epath
 
     filesystem()  # raises if gcsfs is missing, and sets it up
@@ -139,9 +141,9 @@ def _small_files(address: str) -> pathlib.Path:
 def small_files(path: str | os.PathLike) -> pathlib.Path:
     """Returns a folder on this machine with the files of a model's folder that are not weights. For a folder in a bucket, these
     files are downloaded to the user's cache, once per process and only if they have changed. Files of more than `MOST_BYTES` are
-    left out. All other paths are returned unchanged. Raises ValueError if the files have more than `MOST_SMALL` bytes together, or
+    left out. All other paths are those of `path_of`. Raises ValueError if the files have more than `MOST_SMALL` bytes together, or
     if one cannot be read."""
-    return _small_files(os.fspath(path).rstrip("/")) if is_address(path) else pathlib.Path(path)
+    return _small_files(os.fspath(path).rstrip("/")) if is_address(path) else local_folder(path)
 
 
 def is_folder(path: str | os.PathLike) -> bool:
@@ -157,6 +159,12 @@ def is_folder(path: str | os.PathLike) -> bool:
             return files.info(str(place))["type"] == "directory"
         except FileNotFoundError:
             return False
+
+
+def require_model(path: str | os.PathLike, key: str) -> None:
+    """Raises ValueError if there is no folder `path`, and no model of this name in Hugging Face's cache. The message names `key`,
+    the flag or configuration key that has the path as its value, and how to get a model."""
+    require(is_folder(path), f"{key}: there is no folder {str(path)!r}{how_to_get(path, key)}")
 
 
 def names_in(folder: Any) -> list[str]:

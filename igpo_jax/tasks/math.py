@@ -14,7 +14,7 @@ from igpo_jax.runtime.checks import require
 from igpo_jax.tasks.answer_spans import Span, merged
 from igpo_jax.tasks.decontamination import Content, question_content
 from igpo_jax.tasks.problem import Problem
-from igpo_jax.tasks.sources import Record, SourceCounts, load_sources
+from igpo_jax.tasks.sources import Record, SourceCounts, download_advice, load_sources
 
 # The paper's prompt (docs/method.md section 4). In the reference code's prompt, the \b of \boxed is a backspace.
 BOXED_PROMPT = (
@@ -69,10 +69,10 @@ def load_counted(task, split: str) -> tuple[list[Problem], list[SourceCounts]]:
         require(len(task[key]) <= MOST_TEMPLATE and fields <= MOST_FIELDS, f"{too_long} are possible")
     if task.answer not in ("box", "number", "any"):
         raise ValueError(f"task.answer={task.answer!r} is none of box, number, any")
+    key = "task.rl" if split == "sft" and not task.sft else f"task.{split}"
     if not sources(task, split):
-        key = "rl" if split == "sft" else split
-        raise ValueError(f"task.{key} is empty; give sources such as math:PATH, separated by commas")
-    records, counts = load_sources(sources(task, split), task.fields.to_dict(), task.max_malformed_lines)
+        raise ValueError(f"{key} is empty; give sources such as math:PATH, separated by commas; {download_advice('gsm8k')}")
+    records, counts = load_sources(sources(task, split), task.fields.to_dict(), task.max_malformed_lines, key)
     added = len(records) * (len(task.prompt) + len(task.demonstration))
     too_much = f"task.prompt and task.demonstration add {added} characters to {len(records)} problems"
     require(added <= MOST_TEXT, f"{too_much}; at most {MOST_TEXT} are possible; shorten them or use fewer problems")

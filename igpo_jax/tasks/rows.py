@@ -36,16 +36,22 @@ FEWEST_BYTES = 8  # stored bytes per row of a compressed file with more than MOS
 PARQUET_BATCH = 1 << 26  # maximum bytes of a column in the rows that are decoded at a time
 
 
-def read_rows(path: str, max_malformed: int = 0) -> Iterator[tuple[str, int, Row]]:
+def read_rows(
+    path: str,
+    max_malformed: int = 0,
+    key: str = "task.test",
+    advice: str = "give the path of a problem file, such as JSON Lines",
+) -> Iterator[tuple[str, int, Row]]:
     """Yields (place, number, row) for each row of a problem file. The file may be in a bucket, with the path gs://BUCKET/NAME.
     `place` names the file and the row in messages. `number` is the number of the line, counted from 1, in JSON Lines and CSV.
     In JSON arrays, Parquet and ArrayRecord, it is the number of the row, counted from 0. Skips and logs up to `max_malformed`
-    malformed rows. Raises ValueError if the file is missing, unreadable or has no rows. If the file has more than
+    malformed rows. Raises ValueError if the file is missing, unreadable or has no rows. If the file is missing, the message has
+    `key`, the key or flag that names the file, and `advice`, how to get a file. If the file has more than
     `max_malformed` malformed rows, raises a ValueError with the line and the reason. Also raises ValueError for a file that
     consists mostly of holes, or has an implausible number of rows for its size."""
     file = local_file(path)
     if not file.is_file():
-        raise ValueError(f"no data file {str(path)!r}; give the path of a problem file, such as JSON Lines")
+        raise ValueError(f"{key}: no data file {str(path)!r}; {advice}")
     require_stored(file)
     most = max(MOST_PROBLEMS, file.stat().st_size // FEWEST_BYTES)
     good = malformed = 0

@@ -34,6 +34,14 @@ WANTED = {
     ("amc", "aime", "minerva"), "problem or question, answer and solution (without answer: the last \\boxed in solution)"
 )
 
+# Format -> data set on the Hugging Face hub and its files, for messages.
+DATASETS = {
+    "gsm8k": ("openai/gsm8k", "main/train-00000-of-00001.parquet", "main/test-00000-of-00001.parquet"),
+    "math": ("HuggingFaceH4/MATH-500", "test.jsonl"),
+    "metamath": ("meta-math/MetaMathQA", "MetaMathQA-395K.json"),
+    "amc": ("AI-MO/aimo-validation-amc", "data/train-00000-of-00001.parquet"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -66,12 +74,24 @@ class SourceCounts:
         return f"{self.source}: {self.kept} of {self.rows} rows{reasons}"
 
 
-def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> tuple[list[Record], list[SourceCounts]]:
+def download_advice(kind: str) -> str:
+    """Returns advice for an error message about a missing file of the format `kind`."""
+    if kind not in DATASETS:
+        return "give the path of a problem file, such as JSON Lines"
+    dataset, *files = DATASETS[kind]
+    name = dataset.rpartition("/")[2]
+    paths = " or ".join(f"{kind}:{name}/{file}" for file in files)
+    return f"for example, run hf download {dataset} --repo-type dataset --local-dir {name} and give {paths}"
+
+
+def load_sources(
+    text: str, fields: dict[str, str], max_malformed: int = 0, key: str = "sources"
+) -> tuple[list[Record], list[SourceCounts]]:
     """Returns the records of all sources in order, and the row counts of each source. `text` lists the sources as
     "format:path,format:path". `fields` maps id, question, answer and solution to the field names that files of the format jsonl
     use. At most `max_malformed` malformed lines of each file are skipped. If rows of a source are dropped, logs a warning with
     their number. Raises ValueError if a format is unknown. If a file is unusable, raises a ValueError that names the file and
-    line."""
+    line. If a file is missing, the message also has `key`, the key or flag with the sources, and how to get a file."""
     records: dict[str, Record] = {}
     counts: list[SourceCounts] = []
     metamath_questions: set[str] = set()  # many rows share a question
@@ -82,7 +102,7 @@ def load_sources(text: str, fields: dict[str, str], max_malformed: int = 0) -> t
         if source in (count.source for count in counts):
             raise ValueError(f"source {source!r} is given twice")
         count = SourceCounts(source)
-        for place, _, row in read_rows(path, max_malformed):
+        for place, _, row in read_rows(path, max_malformed, key, download_advice(kind)):
             count.rows += 1
             try:
                 record = FORMATS[kind](row, fields)

@@ -283,7 +283,7 @@ def convert(
     autoregressive model, `start` is the config.json of the masked diffusion model, see `masked_config`."""
     values = start or read_model_json(source)
     cfg = model_config(values, special=special_tokens(small_files(source))) if start else folder_model_config(source)
-    for file in sorted(pathlib.Path(source).glob("model*.safetensors")) if not is_address(source) else ():
+    for file in sorted(path_of(source).glob("model*.safetensors")) if not is_address(source) else ():
         check_link(file)
     with new_folder(target) as folder:
         copy_small_files(source, folder)
@@ -306,8 +306,8 @@ def export(
     """Converts a model folder to a Hugging Face folder, with the same arguments and errors as `convert`."""
     cfg, values = folder_model_config(source), read_model_json(source)
     if not is_address(source):
-        check_link(pathlib.Path(source) / "params")
-        require_links_inside(pathlib.Path(source) / "params")
+        check_link(path_of(source) / "params")
+        require_links_inside(path_of(source) / "params")
     with _one_line_errors(place := _place(source, ("embedding",))):
         dtype = dtype or ocp.metadata(place).metadata["value"].dtype.name
     with new_folder(target) as folder:
@@ -330,7 +330,7 @@ def original_name(folder: str | os.PathLike) -> str:
         return ""
     if is_address(folder):
         return os.fspath(folder)
-    folder = pathlib.Path(folder).absolute()
+    folder = path_of(folder).absolute()
     if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
         return folder.parents[1].name.removeprefix("models--").replace("--", "/", 1)
     return str(folder)

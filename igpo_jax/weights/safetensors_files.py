@@ -43,7 +43,8 @@ def stored_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
     weight_map = read_weight_map(folder)
     expected = {"model.safetensors"} if weight_map is None else set(weight_map.values())
     if not present:
-        raise ValueError(f"{folder} has no model*.safetensors")
+        all_files = "download all files of the model (hf download MODEL --local-dir DIR)"
+        raise ValueError(f"{folder} has no model*.safetensors; {all_files}")
     for file in sorted(expected - present):
         raise ValueError(f"{folder / file} is missing" + (f"; {INDEX} names it" if weight_map else ""))
     for file in sorted(present - expected):

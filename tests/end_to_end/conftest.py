@@ -32,6 +32,12 @@ class Command:
         other._env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={number}"
         return other
 
+    def with_hub_cache(self, home: pathlib.Path) -> "Command":
+        """Returns the same command, in the folder `home`, for a user whose cache of the Hugging Face hub is under `home`."""
+        other = Command(home)
+        other._env["HF_HOME"] = str(home)
+        return other
+
     def __call__(self, module: str, *arguments: str, cwd: pathlib.Path | None = None) -> subprocess.CompletedProcess:
         return commands.run(module, *arguments, cwd=cwd or self._folder, env=self._env, timeout=LIMIT)
 

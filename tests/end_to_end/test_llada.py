@@ -233,7 +233,7 @@ def test_a_run_from_scratch_is_exported_in_lladas_format(command, finished, tmp_
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (("generate", "--model=nowhere", "--prompt=x"), "there is no folder 'nowhere'"),
+    (("generate", "--model=nowhere", "--prompt=x"), "--model: there is no folder 'nowhere'"),
     (("generate", "--model={llada}"), "give --prompt, --prompts or --template"),
     (("generate", "--model={llada}", "--prompts=none.txt"), "there is no file 'none.txt'"),
     (("generate", "--model={llada}", "--template=x [MASK]", "--hint=y"), "--hint and --template are both given"),
@@ -244,8 +244,9 @@ def test_a_run_from_scratch_is_exported_in_lladas_format(command, finished, tmp_
     (("convert", "--source={llada}", "--target={llada}"), "exists already"),
     (("convert", "--source={llada}", "--target=new", "--format=peft"), "--format=peft cannot be made from it"),
     (("convert", "--source={llada}", "--target=new", "--verify=LLaDA-8B-Base"), "config.json is not that of LLaDA-8B-Base"),
-    (("convert", "--source=nowhere", "--target=new"), "config.json is missing"),
-    (("train", "--config={config}", "--workdir=new", "--config.model.path=nowhere"), "config.json is missing"),
+    (("convert", "--source=nowhere", "--target=new"), "--source: there is no folder 'nowhere'"),
+    (("train", "--config={config}", "--workdir=new", "--config.model.path=nowhere"),
+     "model.path: there is no folder 'nowhere'"),
     (("train", "--config={config}", "--workdir=new", "--config.model.path={llada}", "--config.model.width=32"),
      "model.width=32 and model.path="),
     (("train", "--config={config}", "--workdir=new", "--config.model.path={llada}", "--config.lora.targets=('q_proj',)"),
@@ -300,5 +301,6 @@ def test_convert_says_that_there_is_no_tokenizer_and_converts(command, llada, tm
     done = command("convert", f"--source={tmp_path / 'hf'}", f"--target={tmp_path / 'model'}")
     assert done.returncode == 0 and (tmp_path / "model" / "params").is_dir()
     [line] = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
-    assert "has neither tokenizer.json nor vocab.json nor a *.model file; add the tokenizer's files to the target" in line
+    assert "has neither tokenizer.json nor vocab.json nor a *.model file; download all files of the model" in line
+    assert "; add the tokenizer's files to the target" in line
     assert "warning: " not in command("convert", f"--source={llada}", f"--target={tmp_path / 'other'}").stderr

@@ -26,7 +26,7 @@ FLOORS = (
     # commands and the Python API
     "api cli command_help",
     "report",
-    "compare evaluate plan rewrite playground train generate convert inspect_data doctor",
+    "compare evaluate lm_eval plan rewrite playground train generate convert inspect_data doctor",
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms.split()}
 

@@ -217,7 +217,7 @@ def test_a_malicious_prompt_stays_text_here_and_in_the_saved_page(visit, gate, t
 def test_spaces_and_line_breaks_are_seen_and_spoken(visit):
     page = visit()
     texts = [" ", "  a ", "a b", "\n", "\t"]
-    assert page.evaluate("texts => texts.map(shown)", texts) == ["␣", "␣␣a␣", "a b", "↵", "⇥"]
+    assert page.evaluate("texts => texts.map(visibleText)", texts) == ["␣", "␣␣a␣", "a b", "↵", "⇥"]
     assert page.evaluate("texts => texts.map(spoken)", texts[:4]) == ["space ", "  a ", "a b", "line break "]
 
 

@@ -269,6 +269,15 @@ def test_given_solutions_that_are_all_rejected_are_an_error(tmp_path, tokenizer)
     assert error.endswith("none of 1 solutions is kept (wrong answer: 1)")
 
 
+def test_missing_files_are_told_with_their_flag_and_the_way_to_get_them(tmp_path, tokenizer):
+    error = error_of(run(tmp_path, tokenizer, problems="metamath:nowhere.json"))
+    assert "--problems: no data file 'nowhere.json'; for example, run hf download meta-math/MetaMathQA " in error
+    write_problems(tmp_path / "problems.jsonl", ["fine"])
+    error = error_of(run(tmp_path, "ORG/NAME"))
+    assert "--tokenizer: there is no file or folder 'ORG/NAME' and no complete model of this name" in error
+    assert error.endswith("run hf download ORG/NAME --local-dir NAME and give --tokenizer=NAME")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_what_was_replied(number, tmp_path, tokenizer, start):

@@ -29,12 +29,12 @@ def gsm8k_file(tmp_path) -> pathlib.Path:
 def test_a_missing_or_empty_data_file_is_named(key, gsm8k_file, tmp_path):
     paths = {"task.rl": str(gsm8k_file), "task.test": str(GSM8K_SAMPLE)}
     message = error_of(gsm8k(*(paths | {key: str(tmp_path / "absent.jsonl")}).values()), tmp_path / "run")
-    assert f"no data file '{tmp_path / 'absent.jsonl'}'" in message
+    assert message.startswith(f"{key}: no data file '{tmp_path / 'absent.jsonl'}'; for example, run hf download openai/gsm8k ")
     (tmp_path / "empty.jsonl").write_text("\n \n")
     message = error_of(gsm8k(*(paths | {key: str(tmp_path / "empty.jsonl")}).values()), tmp_path / "run")
     assert f"{tmp_path / 'empty.jsonl'}: no problems" in message
     message = error_of(gsm8k(*(paths | {key: ""}).values()), tmp_path / "run")
-    assert f"{key} is empty" in message
+    assert f"{key} is empty" in message and "hf download openai/gsm8k --repo-type dataset --local-dir gsm8k" in message
     assert not (tmp_path / "run").exists()
 
 

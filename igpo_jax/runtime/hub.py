@@ -1,0 +1,38 @@
+"""Finds models by their ids on the Hugging Face hub, such as GSAI-ML/LLaDA-8B-Instruct, in the hub's cache on this machine. Never
+uses the network."""
+
+import functools
+import os
+import pathlib
+import re
+
+HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
+EXAMPLE = "GSAI-ML/LLaDA-8B-Instruct"
+
+
+def local_folder(path: str | os.PathLike) -> pathlib.Path:
+    """Returns a path on this machine as a pathlib.Path. If nothing exists at the path, and it is the id of a model in the hub's
+    cache, returns the folder of this model in the cache."""
+    place, text = pathlib.Path(path), os.fspath(path)
+    if not HUB_ID.fullmatch(text) or place.exists():
+        return place
+    try:
+        return _snapshot(text)
+    except (ImportError, OSError, ValueError):  # the model is not in the cache, or not all of its files are
+        return place
+
+
+@functools.cache  # so that a process reads one version of a model
+def _snapshot(hub_id: str) -> pathlib.Path:
+    from huggingface_hub import snapshot_download
+
+    return pathlib.Path(snapshot_download(hub_id, local_files_only=True))
+
+
+def how_to_get(path: str | os.PathLike, key: str) -> str:
+    """Returns the end of an error message about a missing folder `path`, the value of `key`, that should have a model."""
+    missing, hub_id = "; for example,", EXAMPLE
+    if HUB_ID.fullmatch(os.fspath(path)):
+        missing, hub_id = " and no complete model of this name in the Hugging Face cache; if it is on the hub,", os.fspath(path)
+    name = hub_id.rpartition("/")[2]
+    return f"{missing} run hf download {hub_id} --local-dir {name} and give {key}={name}"
