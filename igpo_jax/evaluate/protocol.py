@@ -28,7 +28,7 @@ def base_evaluation() -> ConfigDict:
         "model": "",  # a run's or a model's folder
         "stage": "",  # sft | rl, for a run, or one checkpoint, such as rl-40; by default the newest of the last stage
         "adapters": "",  # a folder in PEFT's format
-        "dtype": "",  # float32 | bfloat16, for computation; by default bfloat16, on CPUs float32
+        "dtype": "",  # float32 | bfloat16, for computation; by default float32 on CPUs and older GPUs (T4), otherwise bfloat16
         "chat": True,  # put questions as a user's message into the chat template
         "prefix": "",  # beginning of each answer, appended to the prompt
         "decode": decode,
