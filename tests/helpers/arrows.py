@@ -24,7 +24,7 @@ FLOORS = (
     "run",
     "stages",
     # commands and the Python API
-    "api cli",
+    "api cli key_help",
     "report",
     "compare evaluate plan rewrite playground train generate convert inspect_data doctor",
 )
