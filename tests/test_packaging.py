@@ -90,13 +90,14 @@ def test_an_installed_wheel_finds_the_configurations_from_any_folder(installed, 
     program = """
 import math, sys
 import igpo_jax
-from igpo_jax import cli, config
+from igpo_jax import cli, config, key_help
 from igpo_jax.runtime.installation import install_command
 print(igpo_jax.__file__)
 for name in sys.argv[1:]:
     path = cli.resolve_config_path(name)
     print(path)
     loaded = cli.load_config(path)
+    assert all(meaning for key, value, meaning in key_help.describe(loaded))
     if "sft" in loaded:
         config.parse(loaded)
 assert math.pi and not any(path.endswith("configs") for path in sys.path)
