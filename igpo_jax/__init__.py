@@ -4,6 +4,12 @@ __version__ = "0.1.0"
 __all__ = ["Completion", "DiffusionLM", "Score", "grade", "load"]
 
 
+def __dir__() -> list[str]:
+    """Returns the names of this module, with the Python API, which `__getattr__` has not imported yet. Completion in IPython
+    shows them."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str):
     """Imports the Python API when it is first used, so that processes that only grade completions do not import jax."""
     if name == "grade":

@@ -39,6 +39,7 @@ from igpo_jax.run.layout import Load, mesh_for_sampling
 from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.buckets import require_model
 from igpo_jax.runtime.checks import MOST_TOKENS, require
+from igpo_jax.runtime.chips import BFLOAT16_MAJOR, cuda_major
 from igpo_jax.runtime.host import prepare_accelerators
 from igpo_jax.runtime.mesh import batch_size_divisor, make_mesh, shard_batch, to_host
 from igpo_jax.tokenizers import Tokenizer, has_tokenizer, load_tokenizer, warn_of_no_text
@@ -322,7 +323,7 @@ def load(
     Args:
         adapters: a folder with LoRA adapters of the model in PEFT's format.
         dtype: "float32" or "bfloat16", the dtype of the parameters and activations, but not of adapters and int8 weights. The
-            default is bfloat16 on accelerators and float32 on CPUs.
+            default is that of `default_dtype`: float32 on CPUs and on NVIDIA GPUs older than Ampere, otherwise bfloat16.
         mesh: the device mesh that holds the parameters. The default is a mesh of all devices, with the shape for which sampling
             is estimated to be fastest.
         stage: "sft" or "rl", the stage of a training run whose newest checkpoint is loaded, or the stage and the step of a
@@ -383,5 +384,9 @@ def _laid_out_for_sampling(model: DiffusionLM, adapters: LoraConfig | None) -> D
 
 
 def default_dtype() -> str:
-    """Returns the default dtype of parameters and activations, which is bfloat16 on accelerators and float32 on CPUs."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    """Returns the default dtype of parameters and activations, which is bfloat16 on accelerators and float32 on CPUs. Older
+    NVIDIA GPUs, such as the T4, have no units for bfloat16 and get float32. They have units for float16, but the activations of
+    models that were trained in bfloat16 can exceed its largest number, 65504."""
+    device = jax.devices()[0]
+    old_gpu = 0 < cuda_major(device) < BFLOAT16_MAJOR
+    return "float32" if device.platform == "cpu" or old_gpu else "bfloat16"

@@ -48,8 +48,8 @@ class TokenizerConfig:
     """Section `tokenizer` of the configuration: a tokenizer that is trained on the problems of the first stage. If `model.path`
     is set, no tokenizer is trained, and the tokenizer in the folder `model.path` is used."""
 
-    kind: str = checked("char", one_of("char", "unigram", "bpe"))
-    vocab_size: int = checked(512, at_least(1, most=MOST_IDS))
+    kind: str = checked("char", one_of("char", "unigram", "bpe"))  # a token is a character, or a piece that SentencePiece finds
+    vocab_size: int = checked(512, at_least(1, most=MOST_IDS))  # the most entries
     chat: bool = False  # renders questions as a user's message in the chat template; needs model.path
 
 
@@ -60,28 +60,29 @@ class NetworkConfig:
 
     # A folder from Hugging Face or from igpo_jax.convert, or the id of a model in the Hugging Face cache; it decides the shape.
     path: str = ""
-    width: int = 64
-    layers: int = 3
-    heads: int = 4
-    kv_heads: int = 4
-    mlp_width: int = 192
-    rope_theta: float = ModelConfig.rope_theta
-    tied_head: bool = ModelConfig.tied_head
-    param_dtype: str = ModelConfig.param_dtype
+    width: int = 64  # size of the hidden states
+    layers: int = 3  # blocks of attention and MLP
+    heads: int = 4  # attention heads of queries
+    kv_heads: int = 4  # heads of keys and values, a divisor of `heads`
+    mlp_width: int = 192  # size of the MLPs' hidden layers
+    rope_theta: float = ModelConfig.rope_theta  # base of the rotary embedding
+    tied_head: bool = ModelConfig.tied_head  # the output head is the embedding
+    param_dtype: str = ModelConfig.param_dtype  # float32 | bfloat16, of the parameters; bfloat16 needs adapters (lora.rank)
     # "int8": the frozen matrices under adapters (lora.rank) are quantized when they are loaded, see model/int8.py. "": they
     # have the dtype param_dtype.
     base_dtype: str = ModelConfig.base_dtype
-    compute_dtype: str = ModelConfig.compute_dtype
+    compute_dtype: str = ModelConfig.compute_dtype  # float32 | bfloat16, of activations
+    # What the backward pass recomputes to save memory. none: nothing; dots: all but products with weights; full: layers
     remat: str = ModelConfig.remat
     # xla | cudnn | splash, see model/attention.py; auto: the kernel for these devices if it supports the model, otherwise xla
     attention: str = AUTO
-    head_chunk: int = 0  # 0: sized by the memory of a device, see `model.fitting.fit_to_devices`
+    head_chunk: int = 0  # positions whose logits exist at a time; 0: as many as suit a device, see model/fitting.py
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     prompt_buckets: tuple[int, ...] = checked((256,), ascending_lengths)  # a batch is padded to the smallest length that fits
-    overflow: str = checked("error", one_of("error", "drop"))  # for problems whose prompt or solution does not fit
+    overflow: str = checked("error", one_of("error", "drop"))  # a problem whose prompt or solution does not fit
 
 
 class DecodeSection(DecodeConfig):
@@ -108,19 +109,19 @@ class SamplerConfig(DecodeSection):
 class EvaluationConfig(DecodeSection):
     """Section `evaluation` of the configuration: the number of test problems, and the sampler settings for test problems."""
 
-    problems: int = checked(500, at_least(1, most=MOST_PROBLEMS))  # taken from the beginning of the test split
-    batch_size: int = checked(128, at_least(0, most=MOST_ROWS))  # 0: as many as fit into memory, see run/layout.py
+    problems: int = checked(500, at_least(1, most=MOST_PROBLEMS))  # the first ones of the test split
+    batch_size: int = checked(128, at_least(0, most=MOST_ROWS))  # problems; 0: as many as fit into memory, see run/layout.py
 
 
 @dataclasses.dataclass(frozen=True)
 class SFTConfig:
     """Section `sft` of the configuration: the stage of supervised fine-tuning."""
 
-    updates: int = checked(1000, at_least(0))  # 0: no supervised stage
-    batch_size: int = checked(64, at_least(1, most=MOST_ROWS))
-    corruption: str = checked("count", one_of(*CORRUPTIONS))  # see diffusion/corruption.py
-    microbatches: int = checked(1, at_least(1))
-    checkpoint_every: int = checked(500, at_least(1))  # updates
+    updates: int = checked(1000, at_least(0))  # of the parameters; 0: no supervised stage
+    batch_size: int = checked(64, at_least(1, most=MOST_ROWS))  # demonstrations per update
+    corruption: str = checked("count", one_of(*CORRUPTIONS))  # how demonstrations are masked, see diffusion/corruption.py
+    microbatches: int = checked(1, at_least(1))  # parts of a batch that are computed one after the other, to save memory
+    checkpoint_every: int = checked(500, at_least(1))  # updates between checkpoints
     heldout: int = checked(0, at_least(0))  # problems excluded from training, for the held-out loss
     eval_every: int = checked(0, at_least(0))  # updates between evaluations (held-out loss, test problems); 0: none
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, schedule="cosine", max_grad_norm=1.0)
@@ -131,26 +132,27 @@ class RLConfig:
     """Section `rl` of the configuration: the stage of reinforcement learning. Each iteration consists of one rollout and
     `objective.inner_steps` updates."""
 
-    iterations: int = checked(100, at_least(0))  # 0: no RL stage
+    iterations: int = checked(100, at_least(0))  # rollouts with their updates; 0: no RL stage
     seed: int = checked(0, at_least(0))  # with the configuration's seed, decides prompts and samples: one stage, several runs
-    prompts: int = checked(16, at_least(1, most=MOST_ROWS))  # N, per rollout
-    group_size: int = checked(8, at_least(2, "an advantage needs at least 2 completions to compare", MOST_ROWS))  # G
+    prompts: int = checked(16, at_least(1, most=MOST_ROWS))  # N: problems per rollout
+    # G: completions per problem, at least 2
+    group_size: int = checked(8, at_least(2, "an advantage needs at least 2 completions to compare", MOST_ROWS))
     # A rollout samples its chunks one after the other, to save memory and to pad short prompts less. 0: the fastest number of
     # chunks, see run/layout.py
     rollout_chunks: int = checked(1, at_least(0))
-    microbatches: int = checked(1, at_least(0))  # 0: as few as fit, see run/microbatch_choice.py
-    checkpoint_every: int = checked(20, at_least(1))  # iterations
+    microbatches: int = checked(1, at_least(0))  # parts of an update's batch; 0: as few as fit, see run/microbatch_choice.py
+    checkpoint_every: int = checked(20, at_least(1))  # iterations between checkpoints
     # Checkpoints of iterations that are multiples of this number are kept for good. 0: only `checkpoints_kept` and the best one
     keep_every: int = checked(0, at_least(0))
-    eval_every: int = checked(20, at_least(0))  # iterations; 0: only before and after the stage
+    eval_every: int = checked(20, at_least(0))  # iterations between evaluations; 0: only before and after the stage
     show_every: int = checked(10, at_least(1))  # iterations between rollouts saved for the report
     # An iteration samples batches until `prompts` groups have both correct and wrong completions, but at most this many
     # batches.
     dynamic_batches: int = checked(1, at_least(1))
-    # With sampler.cache, the sampler's error (KL between a token's exact and cached distributions, in nats) is measured every
-    # `probe_every` iterations (0: never). While the last measured error exceeds `probe_limit` (0: no limit), rollouts use the
-    # exact sampler.
+    # Iterations between measurements of the error of a sampler with sampler.cache, which is the KL between a token's exact and
+    # cached distributions. 0: no measurements
     probe_every: int = checked(20, at_least(0))
+    # Nats. While the last measured error is larger, rollouts use the exact sampler. 0: no limit
     probe_limit: float = checked(0.0, at_least(0))
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-7)
 
@@ -162,10 +164,10 @@ class RewardConfig:
     # "package.module:name" of a function (problem, text) -> float; "" or "task" selects the task's own reward. A sum such as
     # "task + 0.2*package.module:name" adds several functions; the first one decides which completions are correct.
     function: str = checked("", term_error)
-    workers: int = checked(2, at_least(1, most=1024))
+    workers: int = checked(2, at_least(1, most=1024))  # processes that grade answers
     deadline_seconds: float = checked(
         5.0, lambda value: positive(value) or at_least(0, most=MOST_DEADLINE)(value)
-    )  # per answer
+    )  # longest time for grading an answer, which otherwise has no verdict
     # A run stops if more than this share of the completions of an iteration or evaluation has no verdict, because grading took
     # too long or failed.
     max_ungraded: float = checked(0.2, within(0, 1))
@@ -178,9 +180,9 @@ class RewardConfig:
 class MeshConfig:
     """Section `mesh` of the configuration: the number of devices along each axis of the device mesh."""
 
-    data: int = 1
-    fsdp: int = -1  # -1: all remaining devices
-    tensor: int = 1
+    data: int = 1  # devices that share a batch and have copies of the parameters, such as the slices of a TPU pod
+    fsdp: int = -1  # devices that share a batch and the parameters; -1: all remaining devices
+    tensor: int = 1  # devices that share the heads, the MLP and the vocabulary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,7 +190,7 @@ class Config:
     """Configuration of a run. Field names are the keys on the command line. The default values of the fields are the defaults
     that `base_config` returns."""
 
-    seed: int = checked(0, at_least(0))
+    seed: int = checked(0, at_least(0))  # of the drawn problems, the initial parameters and all training
     task: ConfigDict  # keys as in `defaults` of the task's module
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: NetworkConfig = NetworkConfig()
@@ -202,7 +204,7 @@ class Config:
     objective: ObjectiveConfig = ObjectiveConfig()
     reward: RewardConfig = RewardConfig()
     mesh: MeshConfig = MeshConfig()
-    checkpoints_kept: int = checked(2, at_least(1))
+    checkpoints_kept: int = checked(2, at_least(1))  # the newest ones of a stage
     # A run ends after this many consecutive updates with a non-finite loss or gradient.
     skip_limit: int = checked(5, at_least(1))
 

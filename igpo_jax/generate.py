@@ -48,7 +48,9 @@ CACHE = flags.DEFINE_enum("cache", None, CACHES, "What later steps reuse of the 
 NEVER_EOS = flags.DEFINE_bool("logits_eos_inf", None, "Never sample EOS; the default for templates.")
 EOS_LAST = flags.DEFINE_bool("confidence_eos_eot_inf", None, "Unmask EOS and end of turn last.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise at temperatures above 0.", lower_bound=0)
-DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "By default bfloat16 on accelerators, float32 on CPUs.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "By default float32 on CPUs and GPUs without bfloat16 (T4), otherwise bfloat16."
+)
 STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "For a run's folder: the stage whose newest checkpoint is loaded.")
 TRUST = define_trust()
 ALLOW_NONFINITE = define_allow_nonfinite()

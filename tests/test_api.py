@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -405,3 +408,27 @@ def test_a_tokenizer_of_another_model_is_refused(change, message, folder, tmp_pa
     (other / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=message):
         igpo_jax.load(other)
+
+
+@pytest.mark.parametrize(
+    "platform, capability, dtype",
+    [
+        ("gpu", "7.5", "float32"),  # a T4, which has no units for bfloat16
+        ("gpu", "8.0", "bfloat16"),
+        ("gpu", "10.0", "bfloat16"),
+        ("gpu", "gfx942", "bfloat16"),  # AMD's names of its GPUs
+        ("tpu", None, "bfloat16"),
+        ("cpu", None, "float32"),
+    ],
+)
+def test_the_default_dtype_is_one_that_the_device_computes_with(monkeypatch, platform, capability, dtype):
+    device = types.SimpleNamespace(platform=platform, **({"compute_capability": capability} if capability else {}))
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert api.default_dtype() == dtype
+
+
+def test_completion_in_a_shell_shows_the_python_api_before_it_is_imported():
+    program = "import sys, igpo_jax; print(*dir(igpo_jax)); assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    names = done.stdout.split()
+    assert set(igpo_jax.__all__) | {"__version__"} <= set(names) and names == sorted(set(names)), done.stderr

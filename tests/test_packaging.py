@@ -90,13 +90,14 @@ def test_an_installed_wheel_finds_the_configurations_from_any_folder(installed, 
     program = """
 import math, sys
 import igpo_jax
-from igpo_jax import cli, config
+from igpo_jax import cli, config, key_help
 from igpo_jax.runtime.installation import install_command
 print(igpo_jax.__file__)
 for name in sys.argv[1:]:
     path = cli.resolve_config_path(name)
     print(path)
     loaded = cli.load_config(path)
+    assert all(meaning for key, value, meaning in key_help.describe(loaded))
     if "sft" in loaded:
         config.parse(loaded)
 assert math.pi and not any(path.endswith("configs") for path in sys.path)
@@ -116,22 +117,38 @@ print(install_command("data"))
     assert install == 'pip install "igpo_jax[data]"'
 
 
-def test_an_editable_install_uses_the_configurations_of_the_repository(source, tmp_path):
+@pytest.fixture(scope="module")
+def editable(source, tmp_path_factory):
+    """The site-packages of an editable installation of `source`."""
+    folder = tmp_path_factory.mktemp("editable")
     build = "import sys; from setuptools import build_meta; print(build_meta.build_editable(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", build, str(folder)], cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (editable,) = tmp_path.glob("*.whl")
-    zipfile.ZipFile(editable).extractall(tmp_path / "site")
-    # Without the site-packages of this interpreter (-S), which may have an editable install, too.
-    program = (
-        "import site, sys; site.addsitedir(sys.argv[1]); sys.path.append(sys.argv[2]); from igpo_jax import cli; import math; "
-    )
-    program += "print(cli.resolve_config_path('math.py'), any(path.endswith('configs') for path in sys.path), math.pi > 3)"
-    arguments = [str(tmp_path / "site"), str(pathlib.Path(absl.__file__).parents[1])]
-    command = [sys.executable, "-S", "-c", program, *arguments]
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "site")
+    return folder / "site"
+
+
+def run_in_editable(editable, program: str, cwd) -> subprocess.CompletedProcess:
+    """Runs a program in `cwd` without the site-packages of this interpreter (-S), which may have an editable install, too."""
+    start = "import site, sys; site.addsitedir(sys.argv[1]); sys.path.append(sys.argv[2]); "
+    command = [sys.executable, "-S", "-c", start + program, str(editable), str(pathlib.Path(absl.__file__).parents[1])]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def test_an_editable_install_uses_the_configurations_of_the_repository(source, editable, tmp_path):
+    program = "from igpo_jax import cli; import math; "
+    program += "print(cli.resolve_config_path('math.py'), any(path.endswith('configs') for path in sys.path), math.pi > 3)"
+    done = run_in_editable(editable, program, tmp_path)
     assert done.stdout == f"{source / 'configs' / 'math.py'} False True\n", done.stderr
+
+
+def test_beside_a_clone_called_igpo_jax_the_package_is_imported_and_not_the_clone(source, editable, tmp_path):
+    """Python, started in the folder that holds the clone, finds the clone's folder first, as a namespace package."""
+    (tmp_path / "igpo_jax").symlink_to(source)
+    done = run_in_editable(editable, "import igpo_jax; print(igpo_jax.__file__)", tmp_path)
+    assert done.stdout == f"{source / 'igpo_jax' / '__init__.py'}\n", done.stderr
 
 
 COMMANDS = {"plan": "math.py", "compare": "words.py", "evaluate": "evaluate_math.py", "inspect_data": "gsm8k.py:smoke"}

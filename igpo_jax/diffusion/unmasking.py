@@ -23,10 +23,10 @@ CACHES = ("none", "prefix", "dual")
 class DecodeConfig:
     """Configuration of the sampler in rollouts and evaluations."""
 
-    completion_length: int
-    block_length: int
+    completion_length: int  # tokens of a completion, including EOS after its text
+    block_length: int  # tokens; blocks are denoised one after the other, from left to right
     steps: int  # largest number of denoising steps for a completion
-    temperature: float = checked(0.0, not_negative)
+    temperature: float = checked(0.0, not_negative)  # with which tokens are drawn; 0: the likeliest tokens
     cfg_scale: float = checked(0.0, not_negative)  # scale of classifier-free guidance; 0 turns it off
     # Positions written first. "low_confidence": those whose drawn token has the highest probability. "position_first": those
     # whose likeliest token has the highest probability, even if another token is drawn. "entropy": those with the lowest
@@ -39,18 +39,18 @@ class DecodeConfig:
     # (n + 1) * (1 - probability of the nth) < `factor`. If these are too few to finish within `steps`, more tokens are
     # written, which `fallback` selects.
     commit: str = checked("schedule", one_of(*COMMITS))
-    threshold: float = checked(0.9, lambda value: "" if 0 < value <= 1 else " must be within (0, 1]")
-    factor: float = checked(1.0, positive)
+    threshold: float = checked(0.9, lambda value: "" if 0 < value <= 1 else " must be within (0, 1]")  # see `commit`
+    factor: float = checked(1.0, positive)  # see `commit`
+    # Positions that are written in addition if `commit` selects too few
     fallback: str = checked("leftmost", one_of("leftmost", "most_confident"))
     # Positions whose keys and values are reused from the last full evaluation. "none": no positions. "prefix": all left of the
     # block. "dual": all outside of the block. Full evaluations run at the start of each block. If `refresh` is not 0, they also
     # run after every `refresh` steps.
     cache: str = checked("none", one_of(*CACHES))
-    refresh: int = checked(0, at_least(0))
-    # Tokens are drawn only from the likeliest ones: the fewest whose probabilities sum to more than `top_p`, and of these the
-    # `top_k` likeliest. 1 and 0 turn this off.
+    refresh: int = checked(0, at_least(0))  # steps between full evaluations, see `cache`
+    # Tokens are drawn only from the likeliest ones: the fewest whose probabilities sum to more than `top_p`. 1: from all tokens
     top_p: float = checked(1.0, lambda value: "" if 0 < value <= 1 else " must be within (0, 1]")
-    top_k: int = checked(0, at_least(0))
+    top_k: int = checked(0, at_least(0))  # of the tokens that `top_p` leaves, only so many are drawn from; 0: all of them
     tempered_confidence: bool = False  # confidence is that of the distribution after `temperature`, `top_p` and `top_k`
     alg_temp: float = checked(0.0, not_negative)  # above 0: positions are drawn from softmax(confidence / alg_temp)
 

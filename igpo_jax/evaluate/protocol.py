@@ -28,17 +28,17 @@ def base_evaluation() -> ConfigDict:
         "model": "",  # a run's or a model's folder, or the id of a model in the Hugging Face cache
         "stage": "",  # sft | rl, for a run, or one checkpoint, such as rl-40; by default the newest of the last stage
         "adapters": "",  # a folder in PEFT's format
-        "dtype": "",  # float32 | bfloat16, for computation; by default bfloat16, on CPUs float32
+        "dtype": "",  # float32 | bfloat16, for computation; by default float32 on CPUs and older GPUs (T4), otherwise bfloat16
         "chat": True,  # put questions as a user's message into the chat template
         "prefix": "",  # beginning of each answer, appended to the prompt
         "decode": decode,
-        "seed": 0,
+        "seed": 0,  # of the sampler
         "prompt_buckets": (128, 256, 384, 640),  # a batch is padded to the smallest that holds its longest prompt
-        "batch_size": 64,
+        "batch_size": 64,  # completions
         # These have the defaults of a training run.
         "reward": {key: getattr(RewardConfig, key) for key in ("function", "workers", "deadline_seconds", "after_eos")},
         "mesh": dataclasses.asdict(MeshConfig()),
-        "benchmarks": {},
+        "benchmarks": {},  # name of a benchmark -> what `benchmark` returns
     }
     return ConfigDict(values)
 
@@ -47,7 +47,14 @@ def benchmark(task: dict[str, Any], *, draws: int = 1, temperature: float = 0.0,
     """Returns the configuration of one benchmark. `task` has the same keys as the section `task` in a run's configuration, and
     `draws` is the number of completions per problem. The benchmark uses the first `problems` problems of the test split, or all
     problems if `problems` is 0."""
-    return ConfigDict({"task": task, "draws": draws, "temperature": temperature, "problems": problems})
+    return ConfigDict(
+        {
+            "task": task,
+            "draws": draws,  # completions per problem; the accuracy is their average
+            "temperature": temperature,  # with which tokens are drawn; 0: the likeliest tokens
+            "problems": problems,  # the first ones of the test split; 0: all
+        }
+    )
 
 
 def run_evaluation(workdir: str, stage: str | None, section: str = "evaluation", trust: Collection[str] = ()) -> ConfigDict:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from igpo_jax.model.attention import LANES, PLATFORMS
 from igpo_jax.model.transformer import AUTO, ModelConfig
-from igpo_jax.runtime.chips import CHIPS
+from igpo_jax.runtime.chips import BFLOAT16_MAJOR, CHIPS, cuda_major
 
 LEAST_CHUNK, MOST_CHUNK = 128, 16384  # limits of head_chunk
 ASSUMED_GIB = 16  # memory of a CPU, or of a device that `CHIPS` does not list
@@ -39,13 +39,12 @@ def attention_conflict(attention: str, model: ModelConfig, device: Any, row_leng
         return f"runs on {' and '.join(platforms)}, not on {device.platform}"
     head, rows = "the head size (model.width / model.heads)", "rows (data.prompt_buckets + sampler.completion_length)"
     if attention == "cudnn":
-        capability = getattr(device, "compute_capability", "")  # "9.0", or a name such as gfx942 for AMD's GPUs
-        major = int(capability.partition(".")[0]) if capability.partition(".")[0].isdecimal() else 0
-        most = 256 if major == 9 else 128
+        most = 256 if cuda_major(device) == 9 else 128
         if model.compute_dtype != "bfloat16":
             return f"computes in bfloat16, not in model.compute_dtype={model.compute_dtype}"
-        if major < 8:
-            return f"needs an NVIDIA GPU of compute capability 8.0 or later; {device.device_kind} has {capability or 'none'}"
+        if cuda_major(device) < BFLOAT16_MAJOR:
+            capability = getattr(device, "compute_capability", "none")
+            return f"needs an NVIDIA GPU of compute capability 8.0 or later; {device.device_kind} has {capability}"
         if size % 8 or size > most:
             return f"needs {head} to be a multiple of 8 up to {most}, not {size}"
         odd = [length for length in row_lengths or () if length % 2]

@@ -25,8 +25,9 @@ class LoraConfig:
     """Configuration of low-rank adapters: the rank, the scale and the matrices to adapt. It is hashable, so it can be a static
     argument of jitted functions."""
 
-    rank: int
-    alpha: float
+    rank: int  # of the adapters; 0 in a configuration: no adapters, all parameters are trained
+    alpha: float  # adapters are scaled by alpha / rank
+    # Adapted matrices, some of query, key, value, attention_out, gate, up, down
     targets: tuple[str, ...] = ALL_LINEAR
 
     def __post_init__(self):

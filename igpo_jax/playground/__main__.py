@@ -22,7 +22,9 @@ from igpo_jax.runtime.ports import listen
 MODEL = flags.DEFINE_string("model", None, "The model's folder, or its id on the hub.", required=True)
 ADAPTERS = flags.DEFINE_string("adapters", None, "A folder of adapters in PEFT's format.")
 STAGE = flags.DEFINE_enum("stage", None, ["sft", "rl"], "For a run's folder: the stage whose newest checkpoint is loaded.")
-DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "By default bfloat16 on accelerators, float32 on CPUs.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "By default float32 on CPUs and GPUs without bfloat16 (T4), otherwise bfloat16."
+)
 TRUST = define_trust()
 ALLOW_NONFINITE = define_allow_nonfinite()
 HOST = flags.DEFINE_string(

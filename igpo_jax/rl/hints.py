@@ -32,7 +32,7 @@ UNUSED_KEYS = {  # configuration keys that each hint policy does not use
 class InpaintingConfig:
     """Configuration of hints and of the second attempts that use hints. docs/method.md section 15 lists the options."""
 
-    enabled: bool = True
+    enabled: bool = True  # groups whose completions are all wrong get a second attempt
     # Hints of a second attempt. "chunks": random pieces of the solution, or all of it if ratio_min=ratio_max=1. "prefix": its
     # beginning, at most up to the first token that may not be shown. "none": no hints (baseline with equally many samples).
     policy: str = checked("chunks", one_of(*UNUSED_KEYS))
@@ -40,10 +40,10 @@ class InpaintingConfig:
     source: str = checked("solution", one_of("solution", "own"))
     # Rate at which hint ratios adapt so that half of the second attempts are correct, see `next_hint_ratio_center`; 0: fixed.
     curriculum: float = checked(0.0, not_negative)
-    chunk_min: int = 5
-    chunk_max: int = 10
-    ratio_min: float = 0.2  # eta ~ U[ratio_min, ratio_max)
-    ratio_max: float = 0.6
+    chunk_min: int = 5  # tokens of the shortest chunk
+    chunk_max: int = 10  # tokens of the longest chunk
+    ratio_min: float = 0.2  # share of the chunks that a completion shows: eta ~ U[ratio_min, ratio_max)
+    ratio_max: float = 0.6  # see `ratio_min`
     replace_fraction: float = checked(0.5, within(0, 1))  # lambda: at most this share of a group is replaced
     # Hinted completions of a group that are sampled at once, until lambda * G of them are correct, the first ones are all wrong,
     # or G are sampled. 0: all G at once, as in the paper.

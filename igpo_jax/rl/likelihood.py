@@ -35,10 +35,12 @@ class LikelihoodConfig:
     """Configuration of the likelihood estimator, which masks completions and scores their tokens. In a configuration file,
     these keys belong to the section `objective`."""
 
+    # How completions are masked and their tokens scored, see docs/method.md section 9
     estimator: str = checked("mean_field", lambda value: one_of(*ESTIMATORS)(value))
     samples: int = 1  # K: views per completion. Only elbo, quadrature, coupled (even K) and trace can have several
-    # SPG: weight of the upper bound in the score of a completion with a negative advantage, and the power beta in this bound.
+    # SPG: weight of the upper bound in the score of a completion with a negative advantage
     upper_weight: float = checked(0.0, within(0, 1))
+    # SPG: power beta in the upper bound
     upper_power: float = checked(1.0, lambda value: "" if 1 <= value < math.inf else " must be at least 1 and finite")
     inner_steps: int = checked(4, at_least(1))  # mu: updates per rollout
 

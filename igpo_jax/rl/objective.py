@@ -34,20 +34,20 @@ class ObjectiveConfig(LikelihoodConfig):
     # "clipped": min(ratio * A, clip(ratio) * A) for the advantage A. "wd1" (arXiv 2507.08838): no ratio, but the
     # log-likelihood, a sum over tokens, weighted by softmax(A) - softmax(-A) over the group.
     loss: str = checked("clipped", one_of("clipped", "wd1"))
-    ratio: str = checked("sequence", one_of("sequence", "token"))
+    ratio: str = checked("sequence", one_of("sequence", "token"))  # probability ratio of each completion, or of each token
     # epsilon: the ratio is clipped to [1 - clip_low, 1 + clip_high]
     clip_low: float = checked(0.2, lambda value: "" if 0 <= value < 1 else " must be within [0, 1)")
-    clip_high: float = checked(0.2, not_negative)  # DAPO (arXiv 2503.14476): 0.28
+    clip_high: float = checked(0.2, not_negative)  # see `clip_low`; DAPO (arXiv 2503.14476): 0.28
     # Estimator of the KL to the reference from one sample, see `kl_estimate`. "k1" has no useful gradient and is only logged.
     kl: str = checked("k3", one_of("k1", "k2", "k3", "k3_corrected"))
-    kl_coefficient: float = checked(0.01, not_negative)  # beta
+    kl_coefficient: float = checked(0.01, not_negative)  # beta: weight of the KL in the loss
     entropy_keep: float = checked(0.2, within(0, 1))  # tau: share of hint tokens that are trained on; 0: none
     # Weight of a supervised loss, -log pi of hint tokens, in completions with a positive advantage.
     hint_supervision: float = checked(0.0, not_negative)
     # Loss of a completion. "completion": mean over its tokens. "canvas": sum over its tokens, divided by the length of the
     # canvas (Dr. GRPO, arXiv 2503.20783), so that a token has the same weight in short and long completions.
     normalization: str = checked("completion", one_of("completion", "canvas"))
-    normalize_advantages: bool = False  # divide by the group's standard deviation
+    normalize_advantages: bool = False  # divide advantages by the standard deviation of the group's rewards
     # False: the loss uses the tokens up to the first EOS, without the hints that the entropy filter drops, and all completions
     # have equal weights. True, as in the reference code: the loss also uses tokens after EOS, the sequence ratio uses all tokens
     # of the canvas, and completions are weighted by their number of tokens.

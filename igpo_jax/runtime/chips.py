@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+from typing import Any
 
 import jax
 
@@ -47,6 +48,16 @@ CHIPS = {
     "NVIDIA RTX PRO 6000 Blackwell": Chip(96.0, 503.8e12, 1792e9, PCIE5, SHARED),
     "Tesla T4": Chip(14.75, 8.1e12, 320e9, PCIE3, SHARED),
 }
+
+
+BFLOAT16_MAJOR = 8  # first compute capability (Ampere) with units for bfloat16
+
+
+def cuda_major(device: Any) -> int:
+    """Returns the major number of an NVIDIA GPU's compute capability, and 0 for other devices, given a `jax.Device`."""
+    capability = getattr(device, "compute_capability", "")  # "9.0", or a name such as gfx942 for AMD's GPUs
+    major = capability.partition(".")[0]
+    return int(major) if major.isdecimal() else 0
 
 
 def find_devices() -> list[jax.Device]:

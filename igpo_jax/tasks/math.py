@@ -36,12 +36,20 @@ def defaults(**values) -> dict:
     """Returns the section `task` of a configuration with this task's defaults, updated with `values`."""
     return {
         "name": "math",
-        **dict.fromkeys(("sft", "rl", "test"), ""),  # sources, "format:path,..."; by default sft uses those of rl
-        "prompt": BOXED_PROMPT,  # template with {question}
-        "demonstration": BOXED_DEMONSTRATION,  # template with {solution} and {answer}, or with {response} (text of the file)
-        "answer": "box",  # rule of `grading.answers.extract`
+        "sft": "",  # sources of the supervised stage, "format:path,..."; by default those of `rl`
+        "rl": "",  # sources of the RL stage
+        "test": "",  # sources of the test split
+        "prompt": BOXED_PROMPT,  # template of the prompt, with {question}
+        # Template of the target in the supervised stage, with {solution} and {answer}, or with {response} (text of the file)
+        "demonstration": BOXED_DEMONSTRATION,
+        "answer": "box",  # where a completion has its answer: box | number | any, see docs/grading.md
         "reference_code": False,  # grade by the reference code's rules
-        "fields": {"id": "id", "question": "question", "answer": "answer", "solution": "solution"},  # of format jsonl
+        "fields": {
+            "id": "id",  # of files of the format jsonl: the column of a problem's id
+            "question": "question",  # the column of the question
+            "answer": "answer",  # the column of the correct answer
+            "solution": "solution",  # the column of the worked solution
+        },
         "max_malformed_lines": 0,
     } | values
 

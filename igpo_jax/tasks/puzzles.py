@@ -18,8 +18,14 @@ MOST_PUZZLES = 10**5  # of a split; a stranger's run may ask for it, and a puzzl
 def puzzle_defaults(name: str, /, **values) -> dict[str, Any]:
     """Returns the section `task` of a configuration with the defaults of the puzzle task `name`, updated with `values`. The key
     `test` is the path of a file with the test split, or "" if the test split is generated."""
-    sizes = {"sft_problems": 20_000, "rl_problems": 4_000, "test_problems": 256}
-    return {"name": name, "test": "", "max_malformed_lines": 0, **sizes} | values
+    return {
+        "name": name,  # a task of this package (igpo_jax/tasks), or an importable module
+        "test": "",  # path of the test split; "" draws it
+        "max_malformed_lines": 0,  # lines of a file that may be dropped because they cannot be read
+        "sft_problems": 20_000,  # problems that are drawn for the supervised stage
+        "rl_problems": 4_000,  # problems that are drawn for the RL stage
+        "test_problems": 256,  # problems that are drawn for the test split
+    } | values
 
 
 def puzzle_id(row: dict[str, Any], number: int) -> str:

@@ -19,13 +19,13 @@ from igpo_jax.training.policy import Policy
 class OptimizerConfig:
     """Configuration of AdamW with gradient clipping by global norm. A linear warm-up precedes the learning-rate schedule."""
 
-    learning_rate: float
-    warmup_steps: int = 50
+    learning_rate: float  # the highest, after the warm-up
+    warmup_steps: int = 50  # updates in which the learning rate rises linearly
     schedule: str = "constant"  # constant | cosine (to 5 % of the peak at the stage's last update) | linear (to 0)
-    b1: float = 0.9
-    b2: float = 0.99
-    weight_decay: float = 0.1
-    max_grad_norm: float = 0.2
+    b1: float = 0.9  # decay of the mean of the gradients, the first moment
+    b2: float = 0.99  # decay of the mean of their squares, the second moment
+    weight_decay: float = 0.1  # of AdamW, times the learning rate
+    max_grad_norm: float = 0.2  # gradients with a larger global norm are scaled down to it
     first_moment_dtype: str = "float32"  # float32 | bfloat16, which saves two bytes per parameter
 
     def __post_init__(self):

@@ -24,7 +24,7 @@ FLOORS = (
     "run",
     "stages",
     # commands and the Python API
-    "api cli command_help",
+    "api cli command_help key_help",
     "report",
     "compare evaluate lm_eval plan rewrite playground train generate convert inspect_data doctor",
 )
