@@ -52,7 +52,8 @@ def _evaluation_meanings(values: ConfigDict) -> dict[str, str]:
 
 
 def _task_meanings(task: ConfigDict, prefix: str) -> dict[str, str]:
-    module = f"igpo_jax.tasks.{task.name}" if task.name in TASKS else task.name
+    name = task.get("name", "")  # a configuration without a task has none
+    module = f"igpo_jax.tasks.{name}" if name in TASKS else name
     return _prefixed(comments(*PUZZLES) | comments(module, "defaults"), prefix)
 
 

@@ -6,6 +6,7 @@ import pathlib
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "igpo_jax"
 LOCAL = {  # modules that do so -> what the paths are
+    "command_help.py": "none: the width of the terminal",
     "compare/__main__.py": "runs of a comparison, which are on this machine",
     "doctor.py": "disks of this machine, a temporary folder",
     "evaluate/__main__.py": "a check for links in a run on this machine",
