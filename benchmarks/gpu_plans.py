@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 
 from igpo_jax import config as configuration
 from igpo_jax.model.sharding import shard_bytes
-from igpo_jax.plan.__main__ import table
 from igpo_jax.plan.advice import MOST
 from igpo_jax.plan.devices import topology_devices
 from igpo_jax.plan.programs import GIB, abstract_leaves, fitted, iteration_seconds, measure, programs
+from igpo_jax.plan.text import table
 from igpo_jax.runtime.checks import present
 from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import make_mesh

@@ -25,7 +25,7 @@ from igpo_jax.diffusion.corruption import mask_count
 from igpo_jax.model import int8
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, forward, parameter_table, unembed
-from igpo_jax.plan.__main__ import table
+from igpo_jax.plan.text import table
 from igpo_jax.run.restore import Restored, restore_run
 from igpo_jax.runtime.host import keep_freed_memory
 from igpo_jax.runtime.mesh import make_mesh

@@ -18,10 +18,10 @@ import runpy
 
 from igpo_jax import config as configuration
 from igpo_jax.data.buckets import DEFAULT_LENGTHS, read_lengths
-from igpo_jax.plan.__main__ import table
 from igpo_jax.plan.advice import MOST
 from igpo_jax.plan.devices import topology_devices
 from igpo_jax.plan.programs import Fitted, fitted, measure, program_of
+from igpo_jax.plan.text import table
 from igpo_jax.plan.tune import rollout_seconds
 from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import make_mesh

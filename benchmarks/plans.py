@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 import gpu_plans
-from igpo_jax.plan.__main__ import program_table, received, setting, verdict
+from igpo_jax.plan.text import program_table, received, setting, verdict
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -7,7 +7,7 @@ import json
 import pathlib
 import sys
 
-from igpo_jax.plan.__main__ import table
+from igpo_jax.plan.text import table
 
 COLUMNS = ("device", "case", "attention", "seconds: predicted", "measured", "ratio", "peak GiB: predicted", "measured", "ratio")
 

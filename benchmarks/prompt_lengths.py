@@ -19,7 +19,7 @@ import numpy as np
 
 from igpo_jax.data.buckets import DEFAULT_LENGTHS, best_buckets, bucket_of, padding_share, read_lengths, rollout_batches
 from igpo_jax.model.attention import LANES
-from igpo_jax.plan.__main__ import table
+from igpo_jax.plan.text import table
 from igpo_jax.tasks.math import BOXED_PROMPT
 
 MARKERS = 5  # special tokens of the chat template; its two roles and two blank lines are encoded as text

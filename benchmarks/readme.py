@@ -7,7 +7,7 @@ import json
 import pathlib
 
 from igpo_jax.compare.page import accuracy_figure
-from igpo_jax.plan.__main__ import table
+from igpo_jax.plan.text import table
 from igpo_jax.runtime.statistics import percent
 from insert import insert
 
@@ -15,7 +15,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 ITERATIONS = 360  # of math.py, as many as the paper's curves have
 HARDWARE = {
-    "rtx4090:1 int8": ("1 x 24 GB (RTX 4090)", "adapters, frozen weights in int8", "--config=math.py --config.model.base_dtype=int8"),
+    "rtx4090:1 int8": (
+        "1 x 24 GB (RTX 4090)",
+        "adapters, frozen weights in int8",
+        "--config=math.py --config.model.base_dtype=int8",
+    ),
     "h100:1 lora": ("1 x 80 GB (H100)", "adapters", "--config=math.py"),
     "h100:8 full": ("8 x 80 GB (H100)", "all parameters", "--config=math.py:full"),
     "v5e:2x4 lora": ("v5e-8", "adapters", "--config=math.py"),

@@ -49,7 +49,7 @@ def test_the_result_says_what_was_measured_and_how(finished):
     assert found["decode"]["differences"] == ["temperature"]
     assert found["decode"]["rollout"] == found["decode"]["evaluation"] | {"temperature": 0.7}
     assert found["rl_start"]["rollouts"] == found["rl_end"]["rollouts"] == 4
-    assert found["attention"] == "xla" and "; attention: xla; " in (finished.parent / "stdout").read_text()
+    assert found["attention"] == "xla" and "chosen: attention: xla; " in (finished.parent / "stdout").read_text()
     assert found["device"].startswith("1 x ") and found["versions"]["jax"] and found["fingerprint"]
     assert set(found["wall_seconds"]) == {"sft", "rl"} and all(seconds > 0 for seconds in found["wall_seconds"].values())
 

@@ -15,8 +15,8 @@ from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.transformer import forward_flops
 from igpo_jax.plan import advice
 from igpo_jax.plan import programs as planning
-from igpo_jax.plan.__main__ import as_text, typical
 from igpo_jax.plan.devices import topology_devices
+from igpo_jax.plan.text import as_text, typical
 from igpo_jax.runtime import chips
 from igpo_jax.runtime.mesh import replicated
 from run_configs import CONFIGS, parsed

@@ -8,8 +8,8 @@ import pytest
 
 from igpo_jax.plan import programs as planning
 from igpo_jax.plan import tune as tuning
-from igpo_jax.plan.__main__ import as_advice
 from igpo_jax.plan.devices import topology_devices
+from igpo_jax.plan.text import as_advice
 from igpo_jax.runtime.mesh import make_mesh
 from run_configs import parsed
 
