@@ -56,7 +56,9 @@ def plan(
     return result | {"programs": records, "advice": advice(config, model, mesh, records)}
 
 
-def typical_rollout(run: Fitted, records: list[dict[str, Any]], lengths: np.ndarray, report: Report) -> dict[str, Any] | None:
+def typical_rollout(
+    run: Fitted, records: list[dict[str, Any]], lengths: np.ndarray, report: Report = lambda line: None
+) -> dict[str, Any] | None:
     """Estimates rollouts whose prompts have the given `lengths` in tokens, int [n]. Returns a dict with the mean number of
     positions per sequence (prompt, padding and completion), the largest number of positions, and the mean seconds per sampler
     call.
