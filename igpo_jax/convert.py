@@ -24,6 +24,7 @@ from igpo_jax.run.export import export_adapters, export_run
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.buckets import is_folder, path_of, require_model
 from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.host import prepare_accelerators
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tokenizers import load_tokenizer
 from igpo_jax.weights.folders import convert, export
@@ -42,10 +43,12 @@ MASK_TOKEN = flags.DEFINE_string(
 )
 TRUST = define_trust()
 ALLOW_NONFINITE = define_allow_nonfinite()
+FORMATS = {"huggingface": ["model"], "model": ["huggingface"], "run": ["huggingface", "peft"]}  # of the target
 WRITERS = {("huggingface", "model"): convert, ("model", "huggingface"): export}
 
 
 def main(_):
+    prepare_accelerators()
     distributed.initialize()
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     source, target = SOURCE.value, TARGET.value
@@ -73,11 +76,13 @@ def main(_):
                     warn_without_tokenizer(source)
                 WRITERS[kind, FORMAT.value](source, target, mesh, DTYPE.value, ALLOW_NONFINITE.value)
             else:
-                raise ValueError(f"{source} is a {kind} folder; --format={FORMAT.value} cannot be made from it")
+                formats = " or ".join(f"--format={name}" for name in FORMATS[kind])
+                raise ValueError(f"{source} is a {kind} folder, of which --format={FORMAT.value} cannot be made; give {formats}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if jax.process_index() == 0:
-        print(escape_controls(target))
+        model = f"--model=MODEL --adapters={target}" if FORMAT.value == "peft" else f"--model={target}"
+        print(escape_controls(f"written: {target}\nnext: igpo generate {model} --prompt=..."))
 
 
 def warn_without_tokenizer(folder: str) -> None:
