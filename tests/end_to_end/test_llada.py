@@ -242,7 +242,7 @@ def test_a_run_from_scratch_is_exported_in_lladas_format(command, finished, tmp_
     (("generate", "--model={llada}", "--prompt=x", "--completion_length=262144", "--block_length=262144", "--steps=1"),
      "completion_length=262144 must be at most 65536"),
     (("convert", "--source={llada}", "--target={llada}"), "exists already"),
-    (("convert", "--source={llada}", "--target=new", "--format=peft"), "--format=peft cannot be made from it"),
+    (("convert", "--source={llada}", "--target=new", "--format=peft"), "of which --format=peft cannot be made; give --format=model"),
     (("convert", "--source={llada}", "--target=new", "--verify=LLaDA-8B-Base"), "config.json is not that of LLaDA-8B-Base"),
     (("convert", "--source=nowhere", "--target=new"), "--source: there is no folder 'nowhere'"),
     (("train", "--config={config}", "--workdir=new", "--config.model.path=nowhere"),
