@@ -6,7 +6,7 @@ results/comparison.json (`benchmarks/compare.sh`)."""
 import json
 import pathlib
 
-from igpo_jax.compare.page import accuracy_figure
+from igpo_jax.compare.page import accuracy_curves, figure
 from igpo_jax.plan.text import table
 from igpo_jax.runtime.statistics import percent
 from insert import insert
@@ -48,7 +48,7 @@ def hardware() -> list[str]:
         exact, cached = found[name]["exact"], found[name]["cached"]
         hours = [f"{case['seconds'] * ITERATIONS / 3600:.0f} h" if case["fits"] else "does not fit" for case in (exact, cached)]
         rows.append([device, trained, f"{exact['peak_gib']:.0f} of {exact['memory_gib']:.0f}", *hours, f"`{flags}`"])
-    return table(("hardware", "trained", "GiB per device", "360 iterations", "with cache", "igpo train"), rows)
+    return table(("hardware", "trained", "GiB per device in RL", "360 iterations", "with cache", "igpo train"), rows)
 
 
 def results(found: dict) -> list[str]:
@@ -65,6 +65,6 @@ def results(found: dict) -> list[str]:
 if __name__ == "__main__":
     found = json.loads((RESULTS / "comparison.json").read_text())
     curves = {name: found["curves"][arm] for arm, name in CURVES.items()}
-    (ROOT / "docs" / "results.svg").write_text(accuracy_figure(found | {"curves": curves}, "evaluations"))
+    (ROOT / "docs" / "results.svg").write_text(figure(*accuracy_curves(found | {"curves": curves}, "evaluations")))
     insert("\n".join(hardware()) + "\n", ROOT / "README.md", "hardware")
     insert("\n".join(results(found)) + "\n", ROOT / "README.md", "results")

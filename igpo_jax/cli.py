@@ -83,6 +83,9 @@ def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], l
             app.run(main, flags_parser=parse)
         except MemoryError:
             sys.exit("error: out of memory")
+        except BrokenPipeError:  # the reader of the output, such as `head`, has ended
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at the end
+            sys.exit(1)
     except BaseException as end:
         if isinstance(end, SystemExit) and isinstance(end.code, str):
             code = escape_controls(with_addresses(end.code), kept="")
@@ -139,8 +142,11 @@ def print_help(arguments: Sequence[str]) -> None:
         from igpo_jax.config import base_config
         from igpo_jax.key_help import describe
 
-        path = _resolve_config([argument for argument in arguments[1:] if argument != HELP_CONFIG])[1]
-        print(escape_controls(config_help(describe(load_config(path) if path else base_config()))))
+        given, path = _resolve_config([argument for argument in arguments[1:] if argument != HELP_CONFIG])
+        if path:
+            _check_arguments(given, _known_flags(path), words=True)
+            flags.FLAGS([arguments[0], *given])
+        print(escape_controls(config_help(describe(flags.FLAGS["config"].value if path else base_config()))))
         sys.exit()
 
 

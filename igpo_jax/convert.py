@@ -25,6 +25,7 @@ from igpo_jax.runtime import distributed
 from igpo_jax.runtime.buckets import is_folder, path_of, require_model
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.host import prepare_accelerators
+from igpo_jax.runtime.installation import command_igpo
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tokenizers import load_tokenizer
 from igpo_jax.weights.folders import convert, export
@@ -77,12 +78,14 @@ def main(_):
                 WRITERS[kind, FORMAT.value](source, target, mesh, DTYPE.value, ALLOW_NONFINITE.value)
             else:
                 formats = " or ".join(f"--format={name}" for name in FORMATS[kind])
-                raise ValueError(f"{source} is a {kind} folder, of which --format={FORMAT.value} cannot be made; give {formats}")
+                raise ValueError(
+                    f"{source} is a {kind} folder, of which --format={FORMAT.value} cannot be made; give {formats}"
+                )
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     if jax.process_index() == 0:
         model = f"--model=MODEL --adapters={target}" if FORMAT.value == "peft" else f"--model={target}"
-        print(escape_controls(f"written: {target}\nnext: igpo generate {model} --prompt=..."))
+        print(escape_controls(f"written: {target}\nnext: {command_igpo()} generate {model} --prompt=..."))
 
 
 def warn_without_tokenizer(folder: str) -> None:

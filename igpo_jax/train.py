@@ -8,6 +8,7 @@ if __name__ == "__main__":  # before the slow imports
     interrupts.install("stopped by a signal; the same command continues the run", sigterm_status=0)
 
 import contextlib
+import importlib.util
 import json
 import math
 import pathlib
@@ -29,10 +30,12 @@ from igpo_jax.runtime import distributed, preemption
 from igpo_jax.runtime.bucket_folders import address_of
 from igpo_jax.runtime.buckets import with_addresses
 from igpo_jax.runtime.host import cache_compiled_programs, explain_shortage
+from igpo_jax.runtime.installation import command_igpo
 from igpo_jax.runtime.preemption import Terminated
 from igpo_jax.stages.divergence import Diverged
 from igpo_jax.stages.rl import run_rl
 from igpo_jax.stages.sft import run_sft
+from igpo_jax.tasks import TASKS
 from igpo_jax.training.policy import Policy
 
 CONFIG = define_config()
@@ -69,17 +72,18 @@ def train_and_report(experiment: Experiment) -> None:
     a signal or an error stops the training."""
     cache_compiled_programs()
     if jax.process_index() == 0:
-        print(escape_controls("\n".join(first_lines(experiment))), flush=True)
+        place = sys.stderr if JSON.value else sys.stdout
+        print(escape_controls("\n".join(first_lines(experiment))), file=place, flush=True)
         for split, number in experiment.dropped.items():
-            place = (
+            where = (
                 "held out as well; dropped from sft" if split == "heldout" else f"in the test split, too; dropped from {split}"
             )
-            print(escape_controls(f"{number} training problems are {place}"), flush=True)
+            print(escape_controls(f"{number} training problems are {where}"), file=place, flush=True)
     try:
         train(experiment)
         if jax.process_index() == 0:
             result = json.loads(write_result(experiment).read_text())
-            write_report(experiment.workdir)
+            report = write_report(experiment.workdir)
             experiment.upload()
     except Terminated as stop:
         if jax.process_index() == 0:
@@ -95,9 +99,18 @@ def train_and_report(experiment: Experiment) -> None:
         sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:
         folder = address_of(experiment.workdir)
-        ways = f"report: {folder}/report.html\nnext: igpo playground --model={folder}"
-        lines = [json.dumps(result, indent=2)] if JSON.value else [*result_lines(result), ways]
+        ways = [f"report: {folder}/report.html"] * (report is not None) + [f"next: {next_command(experiment, folder)}"]
+        lines = [json.dumps(result, indent=2)] if JSON.value else [*result_lines(result), *ways]
         print(escape_controls("\n".join(lines)))
+
+
+def next_command(experiment: Experiment, folder: str) -> str:
+    """Returns a command that shows what the trained model does."""
+    task = experiment.config.task.name
+    trust = "" if task in TASKS else f" --trust={task}"
+    has_playground = all(map(importlib.util.find_spec, ("starlette", "uvicorn", "PIL")))
+    how = "playground" if has_playground else "generate --prompt=..."
+    return f"{command_igpo()} {how} --model={folder}{trust}"
 
 
 def first_lines(experiment: Experiment) -> list[str]:

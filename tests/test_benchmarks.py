@@ -1,5 +1,6 @@
 """The benchmarks at tiny sizes: both sides agree, a disagreement ends them, and they write a result."""
 
+import ast
 import dataclasses
 import importlib.util
 import json
@@ -171,3 +172,13 @@ def test_all_of_gpu_sh_without_a_gpu(fails, tmp_path):
     assert rollout == f"benchmarks/rollout.py {' '.join(ROLLOUT)} --output {out}/rollout-cpu.json"
     assert train.startswith("-m igpo_jax.train --config=tests/end_to_end/tiny.py --workdir=")
     assert parity == "tests/helpers/llada_parity.py tests/model/fixtures/llada_tiny"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.name)
+def test_the_names_that_a_benchmark_imports_exist(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("igpo_jax"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                known = hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")
+                assert known, f"{path.name}: {node.module}.{alias.name}"

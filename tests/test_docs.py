@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 import igpo_jax.__main__ as igpo_commands
 from doc_blocks import assert_outputs, blocks_of, run_blocks, with_outputs
+from igpo_jax.tasks.sources import DATASETS, download_advice
 from run_configs import CONFIGS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -172,6 +173,13 @@ def without_files_of_its_own(document: str) -> str:
         if block.kind == "file":
             document = document.replace(f"--config={block.name}", "")
     return document
+
+
+def test_the_data_sets_of_the_page_on_mathematics_are_those_of_the_messages():
+    text = (ROOT / "docs" / "mathematics.md").read_text()
+    for kind in DATASETS:
+        command, path = re.search("run (.+) and give (.+?)(?: or .*)?$", download_advice(kind)).groups()
+        assert command in text and path in text, (command, path)
 
 
 def test_the_page_on_models_names_the_transformers_with_which_exports_load():

@@ -6,6 +6,7 @@ import pathlib
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "igpo_jax"
 LOCAL = {  # modules that do so -> what the paths are
+    "cli.py": "none: /dev/null",
     "command_help.py": "none: the width of the terminal",
     "compare/__main__.py": "runs of a comparison, which are on this machine",
     "doctor.py": "disks of this machine, a temporary folder",
@@ -22,6 +23,7 @@ LOCAL = {  # modules that do so -> what the paths are
     "runtime/buckets.py": "the user's cache; files for which `path_of` has been called",
     "runtime/files.py": "files on this machine, or files for which `path_of` has been called",
     "runtime/host.py": "/proc",
+    "runtime/installation.py": "none: commands on the PATH",
     "runtime/locks.py": "a folder on this machine",
     "runtime/orbax_files.py": "links, which buckets do not have",
     "tasks/rows.py": "files that `local_file` returns",

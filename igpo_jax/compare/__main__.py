@@ -23,7 +23,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from typing import Any
 
 from absl import flags
@@ -131,8 +130,9 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
     runs = sum(stages, [])
     finished = {run for run in runs if (path_of(folder, *run) / "result.json").is_file()}
     seconds = {run: seconds_of(path_of(folder, *run)) for run in finished}
-    counts = f"{len(supervised)} supervised stages and {len(runs) - len(supervised)} runs that continue them, {len(finished)} finished"
-    tell(f"{folder}: {counts}{time_left(runs, seconds, JOBS.value)}. Each run writes a log: {folder}/seed-N/ARM.log")
+    counts = f"{len(supervised)} supervised stages and " * bool(supervised) + f"{len(runs) - len(supervised)} runs of arms"
+    left = time_left(runs, seconds, JOBS.value)
+    tell(f"{folder}: {counts}, {len(finished)} finished{left}. Each run writes a log: {folder}/seed-N/ARM.log")
     pool = concurrent.futures.ThreadPoolExecutor(JOBS.value, initializer=take_share)
     running: set[subprocess.Popen] = set()
 
@@ -152,11 +152,11 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
                 }
                 for done in concurrent.futures.as_completed(futures):
                     run = futures[done]
-                    spent = done.result()
+                    done.result()
                     if run not in finished:
-                        seconds[run] = spent
-                        told = f"{path_of(folder, *run)}: {duration(spent)}; {len(seconds)} of {len(runs)} finished"
-                        tell(told + time_left(runs, seconds, JOBS.value))
+                        spent = seconds[run] = seconds_of(path_of(folder, *run))
+                        told = f"{path_of(folder, *run)}: {'finished' if spent is None else duration(spent)}"
+                        tell(f"{told}; {len(seconds)} of {len(runs)}{time_left(runs, seconds, JOBS.value)}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -170,17 +170,19 @@ def path_of(folder: pathlib.Path, seed: int, arm: str, rl_seed: int) -> pathlib.
     return folder / f"seed-{seed}" / run_name(arm, rl_seed)
 
 
-def seconds_of(run: pathlib.Path) -> float:
-    """Returns how long a finished run has trained, without the time of the supervised stage that it continues."""
-    stages = read_json(run / "result.json").get("wall_seconds", {})
-    return float(stages.get("sft" if run.name == SUPERVISED else "rl", 0.0))
+def seconds_of(run: pathlib.Path) -> float | None:
+    """Returns how long a finished run has trained, without the time of the supervised stage that it continues. Returns None if
+    its result.json does not say so."""
+    result = read_json(run / "result.json")
+    stages = result.get("wall_seconds") if isinstance(result, dict) else None
+    spent = stages.get("sft" if run.name == SUPERVISED else "rl") if isinstance(stages, dict) else None
+    return float(spent) if isinstance(spent, int | float) else None
 
 
-def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: list[str], running: set) -> float:
-    """Trains one run in a separate process, unless it is finished. Returns the seconds that this took. `folder`, seed-N, holds
-    the runs from one supervised stage. `running` contains this process until it ends. If the run fails, raises a RuntimeError
-    that names the log file. Raises ValueError if the folder contains a run of this arm with other overrides."""
-    begin = time.monotonic()
+def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: list[str], running: set) -> None:
+    """Trains one run in a separate process, unless it is finished. `folder`, seed-N, holds the runs from one supervised stage.
+    `running` contains this process until it ends. If the run fails, raises a RuntimeError that names the log file. Raises
+    ValueError if the folder contains a run of this arm with other overrides."""
     run, seed = folder / run_name(arm, rl_seed), int(folder.name.removeprefix("seed-"))
     own = {"rl.iterations": 0} if arm == SUPERVISED else overrides_of(arm, CONFIG.value)
     own |= {"rl.seed": rl_seed} if rl_seed else {}
@@ -188,7 +190,7 @@ def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: li
     if (run / "result.json").is_file():
         other = read_json(run / "result.json").get("seed", seed)
         require(other == seed, f"{run / 'result.json'} is of the seed {other}; move the folder to seed-{other}, or remove it")
-        return time.monotonic() - begin
+        return
     if not run.exists():
         create_run_folder(run)
     command = [sys.executable, "-m", "igpo_jax.train", f"--config={file}", f"--workdir={run}"]
@@ -204,7 +206,6 @@ def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: li
             running.remove(process)
     if code or not (run / "result.json").is_file():
         raise RuntimeError(f"the run {run} has stopped (exit code {code}), see {log}; run the same command to resume")
-    return time.monotonic() - begin
 
 
 def create_run_folder(run: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 set of configuration overrides."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -226,17 +227,18 @@ def check_comparison(written: pathlib.Path, identity: dict[str, Any], config: Co
     require_same_identity(written, identity, "comparison")
 
 
-def time_left(runs: Sequence[Run], seconds: Mapping[Run, float], jobs: int) -> str:
+def time_left(runs: Sequence[Run], seconds: Mapping[Run, float | None], jobs: int) -> str:
     """Returns the end of a line with the estimated time for all runs that are not among `seconds`, {run: seconds}, of which
     `jobs` run at once. Each is expected to take as long as the mean of those of its kind: a supervised stage, or a run that
-    continues one."""
-    means = {}
+    continues one. The seconds are None for runs whose time is unknown."""
+    left, unknown = 0.0, 0
     for is_stage in (True, False):
-        spent = [value for (_, arm, _), value in seconds.items() if (arm == SUPERVISED) is is_stage]
-        means[is_stage] = sum(spent) / len(spent) if spent else None
-    waiting = [means[run[1] == SUPERVISED] for run in runs if run not in seconds]
-    known = [value for value in waiting if value is not None]
-    if not known:
+        waiting = sum((arm == SUPERVISED) is is_stage and (seed, arm, again) not in seconds for seed, arm, again in runs)
+        spent = [value for (_, arm, _), value in seconds.items() if (arm == SUPERVISED) is is_stage and value is not None]
+        if spent:
+            left += math.ceil(waiting / jobs) * sum(spent) / len(spent)
+        else:
+            unknown += waiting
+    if not left:
         return ""
-    unknown = f", and {len(waiting) - len(known)} runs whose time is not known yet" if len(waiting) > len(known) else ""
-    return f"; about {duration(sum(known) / jobs)} left{unknown}"
+    return f"; about {duration(left)} left" + (f", and {unknown} runs whose time is not known yet" if unknown else "")

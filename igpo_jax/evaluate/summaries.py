@@ -51,7 +51,7 @@ def diff_lines(found: Mapping[str, dict[str, Any] | None]) -> list[str]:
 def _paired(numbers: dict[str, Any]) -> str:
     low, high = (100 * bound for bound in numbers["interval95"])
     difference = (
-        f"{100 * numbers['difference']:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}, p = {numbers['p_value']:.2g}"
+        f"{100 * numbers['difference']:+.1f} points, 95% interval {low:+.1f} to {high:+.1f}, p = {numbers['p_value']:.2g}"
     )
     counts = f"{numbers['better']:,} problems better, {numbers['worse']:,} worse, of {numbers['problems']:,}"
     counts += f"; {numbers['left_out']:,} left out, without a verdict" if numbers["left_out"] else ""

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Sequence
 from igpo_jax.plan.advice import MOST
 from igpo_jax.plan.programs import iteration_seconds
 
+COLUMNS = ("program", "arguments", "resident", "temporary", "peak", "of memory", "TFLOP", "HBM GB", "received GB")
+COLUMNS += ("est. s", "comm.", "compile s")
+
 
 def as_advice(tuned: dict) -> str:
     """Formats the result of `tune` as text."""
@@ -14,10 +17,6 @@ def as_advice(tuned: dict) -> str:
     total = f"An iteration: {sum(before.values()):.0f} s{fits} -> {sum(after.values()):.0f} s, estimated ({', '.join(parts)})"
     flags = " ".join(tuned["overrides"]) or "the configuration is the best one found"
     return "\n".join(["Rejected:", *(f"- {reason}" for reason in tuned["rejected"]), "", total, flags])
-
-
-COLUMNS = ("program", "arguments", "resident", "temporary", "peak", "of memory", "TFLOP", "HBM GB", "received GB")
-COLUMNS += ("est. s", "comm.", "compile s")
 
 
 def as_text(result: dict) -> str:

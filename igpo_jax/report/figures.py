@@ -12,7 +12,7 @@ import numpy as np
 from igpo_jax.diffusion.corruption import HELDOUT_LEVELS, heldout_metric
 from igpo_jax.report.style import AXIS, BLUE, COLORS, GREEN, GREY, LAYOUT, ORANGE, PURPLE, RED, SHADES, YELLOW
 from igpo_jax.report.templates import plotly_text
-from igpo_jax.runtime.statistics import wilson
+from igpo_jax.runtime.statistics import percent, wilson
 
 Row = dict[str, Any]
 Runs = dict[str, list[Row]]  # parsed lines of metrics.jsonl, by the run's name
@@ -224,10 +224,6 @@ def stage_rows(rows: list[Row], stage: str, key: str) -> list[Row]:
 
 def evaluations(rows: list[Row]) -> list[Row]:
     return [row for row in rows if _finite(row.get("eval/accuracy"))]
-
-
-def percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f}%"
 
 
 def _figure(runs: Runs, panel: Panel) -> Row | None:

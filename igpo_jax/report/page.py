@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from igpo_jax.report.figures import evaluations, percent, sections, stage_rows, x_axes
+from igpo_jax.report.figures import evaluations, sections, stage_rows, x_axes
 from igpo_jax.report.style import COLORS, document, plotly_source
 from igpo_jax.report.templates import embed
 from igpo_jax.run.bucket_runs import run_folder
@@ -25,7 +25,7 @@ from igpo_jax.runtime.buckets import is_address, write_object
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import atomic_write, is_inside, read_json, wrap_read_errors
 from igpo_jax.runtime.progress import duration
-from igpo_jax.runtime.statistics import paired, wilson
+from igpo_jax.runtime.statistics import paired, percent, wilson
 
 Row = dict[str, Any]
 
@@ -84,11 +84,15 @@ def write_page(workdirs: Sequence[str | os.PathLike], path: str | os.PathLike) -
 
 
 def keep_writing(workdirs: Sequence[str | os.PathLike], path: str | os.PathLike) -> None:
-    """Writes the page of `write_page` again every `PAUSE` seconds until all runs are finished."""
+    """Writes the page of `write_page` again every `PAUSE` seconds until all runs are finished. If it cannot be written, for
+    example because a bucket does not answer, logs the reason and tries again at the next time."""
     finished = False
     while not finished:
         time.sleep(PAUSE)
-        finished = write_page(workdirs, path)
+        try:
+            finished = write_page(workdirs, path)
+        except (ValueError, OSError) as error:
+            logging.getLogger(__name__).warning("%s is not written: %s", path, error)
 
 
 def read_run_folder(workdir: str | os.PathLike) -> Run:

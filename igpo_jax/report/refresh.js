@@ -1,8 +1,8 @@
 // The page of an unfinished run loads itself again every minute, and goes back to where the reader was.
 const fields = () => [...document.querySelectorAll("main select, main input")];
-const keyOf = ({id, name, value}) => id || name + value;
-const opened = () => [...document.querySelectorAll("#list button")]
-  .findIndex((button) => button.getAttribute("aria-current") === "true");
+const keyOf = (field) => field.id || field.name + (field.getAttribute("aria-label") ?? field.value);
+// A page that is written later may show other rollouts, so the open one is known by its text.
+const opened = () => document.querySelector("#list button[aria-current=true]")?.textContent;
 
 function place() {
   const valueOf = (field) => ["radio", "checkbox"].includes(field.type) ? field.checked : field.value;
@@ -21,7 +21,7 @@ function goTo({values, details, rollout, top, left, focus}) {
     field.dispatchEvent(new Event("change"));
   };
   values.forEach(restore);  // in the order of the page: the choice of a run makes new fields
-  document.querySelectorAll("#list button")[rollout]?.click();
+  [...document.querySelectorAll("#list button")].find((button) => button.textContent === rollout)?.click();
   restore(["time", new Map(values).get("time")]);
   document.querySelectorAll("summary").forEach((summary) => {
     summary.parentNode.open = details.includes(summary.textContent);

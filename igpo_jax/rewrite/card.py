@@ -14,6 +14,7 @@ import numpy as np
 from igpo_jax.report.style import AXIS, BLUE, LAYOUT, ORANGE, document, plotly_source
 from igpo_jax.report.templates import read_source
 from igpo_jax.runtime.files import atomic_write
+from igpo_jax.runtime.installation import command_igpo
 from igpo_jax.runtime.statistics import percent
 
 Rows = Sequence[dict[str, Any]]
@@ -68,7 +69,7 @@ def card_lines(card: dict[str, Any], folder: str) -> list[str]:
         spent = f"{cost['prompt_tokens']:,} prompt tokens, {cost['completion_tokens']:,} completion tokens"
         lines.append(f"replies: {cost['replies']:,} ({spent}); without a reply: {sum(card['unanswered'].values()):,}")
     lines.append(f"solutions: {folder}/kept.jsonl; examples and lengths: {folder}/card.html")
-    return [*lines, f"next: igpo train --config=sft_math.py --config.task.sft=jsonl:{folder}/kept.jsonl"]
+    return [*lines, f"next: {command_igpo()} train --config=sft_math.py --config.task.sft=jsonl:{folder}/kept.jsonl"]
 
 
 def write_card(folder: pathlib.Path, card: dict[str, Any], examples: Sequence[tuple[str, str, str]]) -> None:

@@ -140,11 +140,11 @@ def result_lines(result: dict[str, Any]) -> list[str]:
         lines.append(f"{problems}: {change}{percent(last['accuracy'])} ({interval_text(last['interval95'])})")
     if loss := result.get("heldout_loss"):
         lines.append(f"held-out loss: {loss['first']:.3f} -> {loss['last']:.3f}")
-    if "rl_start" in result:
-        start, end = (percent(result[edge]["all_wrong_groups"]) for edge in ("rl_start", "rl_end"))
+    start, end = (result.get(edge, {}).get("all_wrong_groups") for edge in ("rl_start", "rl_end"))
+    if start is not None and end is not None:
         rescued = result["rl_start"]["rescue_rate"]
         hints = "" if rescued is None else f"; rescued by hints: {percent(rescued)}"
-        lines.append(f"all-wrong groups: {start} of the first rollouts -> {end} of the last{hints}")
+        lines.append(f"all-wrong groups: {percent(start)} of the first rollouts -> {percent(end)} of the last{hints}")
     names = {"sft": "supervised stage", "rl": "RL"}
     spent = [f"{names[stage]} {duration(seconds)}" for stage, seconds in result["wall_seconds"].items() if seconds]
     return [*lines, f"time: {', '.join(spent) or 'no update'}"]

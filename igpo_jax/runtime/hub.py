@@ -32,7 +32,7 @@ def _snapshot(hub_id: str) -> pathlib.Path:
 def how_to_get(path: str | os.PathLike, key: str) -> str:
     """Returns the end of an error message about a missing folder `path`, the value of `key`, that should have a model."""
     missing, hub_id = "; for example,", EXAMPLE
-    if HUB_ID.fullmatch(os.fspath(path)):
+    if HUB_ID.fullmatch(os.fspath(path)) and not pathlib.Path(path).parent.is_dir():  # otherwise, probably a folder here
         missing, hub_id = " and no complete model of this name in the Hugging Face cache; if it is on the hub,", os.fspath(path)
     name = hub_id.rpartition("/")[2]
     return f"{missing} run hf download {hub_id} --local-dir {name} and give {key}={name}"

@@ -1,8 +1,19 @@
 """Finds out how this copy of the package was installed."""
 
 import pathlib
+import shutil
+import sys
 
 PACKAGE = pathlib.Path(__file__).parents[1]
+
+
+def command_igpo() -> str:
+    """Returns how the command igpo of this installation is called in the working folder."""
+    script = pathlib.Path(sys.executable).with_name("igpo")
+    if shutil.which("igpo") or not script.is_file():
+        return "igpo"
+    folder = pathlib.Path.cwd()
+    return str(script.relative_to(folder) if script.is_relative_to(folder) else script)
 
 
 def install_command(extras: str) -> str:

@@ -16,6 +16,7 @@ def progress(total: int, done: int, description: str, **options) -> tqdm:
 
 
 def duration(seconds: float) -> str:
+    """Returns a time in seconds as text, in seconds, minutes, or hours and minutes."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

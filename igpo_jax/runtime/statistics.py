@@ -120,10 +120,10 @@ def sign_flip(difference: np.ndarray) -> float:
     return (larger + 1) / (RESAMPLES + 1)
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f}%"
 
 
 def interval_text(interval: Sequence[float]) -> str:
     """Returns the text of a 95 % confidence interval, given as two shares."""
-    return f"95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+    return f"95% interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f}"

@@ -415,4 +415,5 @@ def test_the_time_that_is_left_is_that_of_the_runs_of_each_kind():
     assert time_left(runs, {}, 1) == ""
     assert time_left(runs, {runs[0]: 90.0}, 1) == "; about 2 min left, and 4 runs whose time is not known yet"
     assert time_left(runs, {runs[0]: 90.0, runs[1]: 30.0, runs[2]: 8.0, runs[4]: 12.0}, 2) == "; about 10 s left"
+    assert time_left(runs, {runs[0]: 90.0, runs[1]: None, runs[2]: 3600.0}, 8) == "; about 1 h 00 min left"
     assert time_left(runs, dict.fromkeys(runs, 1.0), 2) == ""

@@ -102,7 +102,7 @@ def test_a_run_is_graded_as_it_grades_itself(command, finished, tmp_path):
         folder = workdir / "evaluations" / name
         card = json.loads((folder / "card.json").read_text())
         low, high = (f"{100 * bound:.1f}" for bound in result[key]["interval95"])
-        accuracy = f"{100 * result[key]['accuracy']:.1f} % of {result[key]['problems']} problems (95 % interval {low} to {high})"
+        accuracy = f"{100 * result[key]['accuracy']:.1f}% of {result[key]['problems']} problems (95% interval {low} to {high})"
         assert done.stdout == f"arithmetic: {accuracy}\nall numbers: {folder / 'card.json'}\n"
         assert card["benchmarks"]["arithmetic"]["pass@1"] == result[key]["accuracy"]
         assert card["benchmarks"]["arithmetic"]["interval95"] == result[key]["interval95"]
@@ -118,7 +118,7 @@ def test_two_evaluations_are_compared_problem_by_problem(command, config, finish
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     lines = command("evaluate", "diff", str(before), str(expected[0])).stdout.splitlines()
-    one, other = (f"{100 * found['sums'][key]:.1f} %" for key in ("one", "other"))
+    one, other = (f"{100 * found['sums'][key]:.1f}%" for key in ("one", "other"))
     assert lines[0] == "drawn: only one of the two evaluations has it" and lines[1].startswith(f"sums: {one} -> {other} (")
     assert set(found) == {"sums", "drawn"} and found["drawn"] is None  # only one evaluation has it
     accuracies = [

@@ -150,7 +150,7 @@ def compared(folder: pathlib.Path, benchmark: str, pattern: str, *arguments: str
 
 @pytest.mark.slow
 def test_accuracies_are_those_of_evaluate_for_a_run(command, finished, tmp_path):
-    done = command("evaluate", f"--workdir={finished}", "--output=evaluated", cwd=tmp_path)
+    done = command("evaluate", f"--workdir={finished}", "--output=evaluated", "--json", cwd=tmp_path)
     accuracy = json.loads(done.stdout)["benchmarks"]["arithmetic"]["pass@1"]
     assert 0 < accuracy < 1
     assert accuracy == compared(tmp_path, "arithmetic", r"=(\\d\\d)$", "--model_args", f"path={finished}")

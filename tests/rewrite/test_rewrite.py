@@ -101,7 +101,7 @@ def card_of(done, tmp_path):
     card = json.loads((tmp_path / "out" / "card.json").read_text("utf-8"))
     first, lengths, *_, last = done.stdout.splitlines()
     assert first.startswith(f"kept {card['kept']} of {card['problems']} solutions (") and "mean tokens: " in lengths
-    assert last == f"next: igpo train --config=sft_math.py --config.task.sft=jsonl:{tmp_path / 'out'}/kept.jsonl"
+    assert last.endswith(f"igpo train --config=sft_math.py --config.task.sft=jsonl:{tmp_path / 'out'}/kept.jsonl")
     assert sum(card["outcomes"].values()) == card["problems"]
     kept = rows_of(tmp_path / "out" / "kept.jsonl")
     assert len(kept) == card["kept"] == sum(card["outcomes"].get(name, 0) for name in KEPT)
