@@ -22,8 +22,8 @@ HARDWARE = {
     ),
     "h100:1 lora": ("1 x 80 GB (H100)", "adapters", "--config=math.py"),
     "h100:8 full": ("8 x 80 GB (H100)", "all parameters", "--config=math.py:full"),
-    "v5e:2x4 lora": ("v5e-8", "adapters", "--config=math.py"),
-    "v5e:4x4 full": ("v5e-16", "all parameters", "--config=math.py:full"),
+    "v5e:2x4 lora": ("v5e-8 (plan: v5e:2x4)", "adapters", "--config=math.py"),
+    "v5e:4x4 full": ("v5e-16 (v5e:4x4)", "all parameters", "--config=math.py:full"),
 }
 ARMS = {
     "grpo": "GRPO",
@@ -47,8 +47,8 @@ def hardware() -> list[str]:
     for name, (device, trained, flags) in HARDWARE.items():
         exact, cached = found[name]["exact"], found[name]["cached"]
         hours = [f"{case['seconds'] * ITERATIONS / 3600:.0f} h" if case["fits"] else "does not fit" for case in (exact, cached)]
-        rows.append([device, trained, f"{exact['peak_gib']:.0f} of {exact['memory_gib']:.0f}", *hours, f"`{flags}`"])
-    return table(("hardware", "trained", "GiB per device in RL", "360 iterations", "with cache", "igpo train"), rows)
+        rows.append([device, trained, f"{exact['peak_gib']:.0f} / {cached['peak_gib']:.0f} of {exact['memory_gib']:.0f}", *hours, f"`{flags}`"])
+    return table(("hardware", "trained", "GiB per device in RL, without / with cache", "360 iterations", "with cache", "igpo train"), rows)
 
 
 def results(found: dict) -> list[str]:

@@ -1,7 +1,7 @@
 """IGPO on LLaDA-8B-Instruct with the RL settings of the paper's code (arXiv 2509.10396; the paper takes precedence).
 
     python -m igpo_jax.train --config=math.py --config.model.path=LLaDA-8B-Instruct \\
-        --config.task.rl=metamath:MetaMathQA-395K.json --config.task.test=math:math500_test.jsonl
+        --config.task.rl=metamath:data/MetaMathQA/MetaMathQA-395K.json --config.task.test=math:data/MATH-500/test.jsonl
     python -m igpo_jax.plan --config=math.py --topology=v5e:2x4
 
 lora: adapters of rank 128, from 8 chips of 16 GB (the default). full: all parameters, from 16 such chips.
@@ -21,7 +21,7 @@ VARIANTS = ("lora", "full", "illada", "ref", "smoke")
 def get_config(variant="lora"):
     if variant not in VARIANTS:
         raise ValueError(f"math.py has no variant {variant!r}; there are: {', '.join(VARIANTS)}")
-    config = base_config(**math.defaults(rl="metamath:data/MetaMathQA-395K.json", test="math:data/math500_test.jsonl"))
+    config = base_config(**math.defaults(rl="metamath:data/MetaMathQA/MetaMathQA-395K.json", test="math:data/MATH-500/test.jsonl"))
     config.model.update({"path": "LLaDA-8B-Instruct", "compute_dtype": "bfloat16", "remat": "full"})
     config.tokenizer.chat = True
     # The best four multiples of 128, which splash attention needs, for GSM8K and MATH (benchmarks/prompt_lengths.py)

@@ -2,7 +2,7 @@
 
     python -m igpo_jax.rewrite --problems=openr1:OpenR1-Math-220k.parquet --tokenizer=LLaDA-8B-Instruct --output=traces ...
     python -m igpo_jax.train --config=sft_math.py --config.model.path=LLaDA-8B-Instruct \\
-        --config.task.sft=jsonl:traces/kept.jsonl --config.task.test=math:math500_test.jsonl
+        --config.task.sft=jsonl:traces/kept.jsonl --config.task.test=math:data/MATH-500/test.jsonl
     python -m igpo_jax.convert --source=runs/sft_math --target=tuned --format=huggingface   # and math.py from tuned
 
 From the paper: the data, rewritten traces of at most 1024 tokens, EOS padding that is trained on, and many epochs, such as a
@@ -20,7 +20,7 @@ from igpo_jax.tasks import math
 def get_config(variant="lora"):
     if variant not in ("lora", "full"):
         raise ValueError(f"sft_math.py has no variant {variant!r}; there are: lora, full")
-    config = base_config(**math.defaults(sft="jsonl:traces/kept.jsonl", test="math:data/math500_test.jsonl"))
+    config = base_config(**math.defaults(sft="jsonl:traces/kept.jsonl", test="math:data/MATH-500/test.jsonl"))
     config.model.update({"path": "LLaDA-8B-Instruct", "compute_dtype": "bfloat16", "remat": "full"})
     config.tokenizer.chat = True
     config.data.update({"prompt_buckets": (256, 640), "overflow": "drop"})

@@ -30,7 +30,7 @@ if [ -z "${PYTHON:-}" ] && ! python3 -c 'import sys; sys.exit(sys.version_info <
   ~/.local/bin/uv python install --quiet 3.12
   PYTHON=$(~/.local/bin/uv python find 3.12)
 fi
-export IGPO_EXTRAS=tpu,report,gcs
+export IGPO_EXTRAS=tpu,report,gcs,data
 . launch/venv.sh
 # shellcheck disable=SC2016  # expands in the detached shell
 setsid nohup bash -c 'bash launch/on_tpu.sh "$@"; echo $? > run.status' on_tpu "$@" >> run.log 2>&1 < /dev/null &

@@ -27,7 +27,7 @@ else
   trap 'rm -r "$folder"' EXIT
   git ls-files -z | tar --null --files-from=- -c | tar -x -C "$folder"
   image=(--base-docker-image=python:3.12 --script-dir="$folder")
-  command="pip install --quiet '.[tpu,report,gcs]' && $command"
+  command="pip install --quiet '.[tpu,report,gcs,data]' && $command"
 fi
 flags=(--tpu-type="$IGPO_TYPE" --num-slices="${IGPO_SLICES:-1}" "${image[@]}")
 # 42: a signal stopped it; 1: another host is gone, or a real error, which ends the job after this many attempts.

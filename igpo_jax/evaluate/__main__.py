@@ -86,7 +86,11 @@ SAMPLER_ERROR = flags.DEFINE_boolean(
 )
 SAMPLER = flags.DEFINE_list("sampler", [], "With --sampler-error: changes to the sampler, key=value,...")
 TRUST = define_trust()
-BENCHMARKS = flags.DEFINE_list("benchmarks", [], "Only these; by default all whose file is given.")
+BENCHMARKS = flags.DEFINE_list(
+    "benchmarks",
+    [],
+    "Only these; by default those whose files are given, or all that generate their problems if no file is given.",
+)
 ALLOW_NONFINITE = define_allow_nonfinite()
 JSON = define_json()
 REGRADE = flags.DEFINE_string("regrade", None, "An evaluation's folder or a JSON Lines file, to grade its texts again.")
@@ -193,8 +197,14 @@ def prepare(config: ConfigDict) -> tuple[dict[str, list[Problem]], dict[str, dic
     reward_terms(config.reward.function)  # raises ValueError if it is invalid
     if not config.model:
         raise ValueError("--config.model=FOLDER is missing: the run or model to evaluate")
-    ready = [name for name, part in config.benchmarks.items() if part.task.get("test", "") or part.task.name != "math"]
-    names = BENCHMARKS.value or ready  # math needs a file, other tasks generate their problems
+    with_file = [name for name, part in config.benchmarks.items() if part.task.get("test", "")]
+    generated = [name for name, part in config.benchmarks.items() if part.task.name != "math" and name not in with_file]
+    names = BENCHMARKS.value or with_file or generated
+    if generated and names == with_file:
+        left_out = (
+            "not evaluated, because no files are given for them: %s; name them in --benchmarks to generate their problems"
+        )
+        logging.warning(left_out, ", ".join(generated))
     if not names or set(names) - set(config.benchmarks):
         known = f"--benchmarks={','.join(BENCHMARKS.value)}: there are {', '.join(config.benchmarks)}"
         raise ValueError(f"{known}; give their files as --config.benchmarks.NAME.task.test=FORMAT:PATH")

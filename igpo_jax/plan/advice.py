@@ -13,7 +13,7 @@ from igpo_jax.data.buckets import bucket_of, rollout_batches
 from igpo_jax.model import transformer
 from igpo_jax.model.sharding import shard_bytes
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.plan.programs import GIB, Fitted, Report, fitted, gpu_hosts, measure, program_of, programs
+from igpo_jax.plan.programs import GIB, Fitted, Report, checkpoint_bytes, fitted, gpu_hosts, measure, program_of, programs
 from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import batch_size_divisor, slice_count
 from igpo_jax.training.policy import Policy
@@ -50,7 +50,13 @@ def plan(
     result |= {"layout": config.sampler.layout, "sampling_mesh": dict(run.sampling_mesh.shape)}
     result |= {"rollout_chunks": config.rl.rollout_chunks, "microbatches": config.rl.microbatches}
     result |= {"evaluation_batch_size": config.evaluation.batch_size}
-    result |= {"memory_gib": memory, "peak_gib": peak, "fits": peak <= MOST * memory}
+    result |= {"iterations": config.rl.iterations, "checkpoint_gb": checkpoint_bytes(run) / 1e9}
+    result |= {
+        "checkpoints_kept": config.checkpoints_kept,
+        "memory_gib": memory,
+        "peak_gib": peak,
+        "fits": peak <= MOST * memory,
+    }
     if lengths is not None and (rollouts := typical_rollout(run, records, lengths, report)):
         result["rollouts"] = rollouts
     return result | {"programs": records, "advice": advice(config, model, mesh, records)}

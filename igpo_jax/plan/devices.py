@@ -2,12 +2,14 @@
 
 import dataclasses
 import importlib.util
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.experimental import topologies
 
+from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.chips import CHIPS, device_memory_gib
 from igpo_jax.runtime.files import first_line
 from igpo_jax.runtime.host import set_gpu_defaults, set_libtpu_defaults
@@ -53,8 +55,12 @@ def topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
     """Returns descriptions of devices for which programs can be compiled but not run. `name` is a TPU topology, such as
     "v5e:4x4", or a kind of GPU with the number of GPUs per host, such as "h100:8". `slices` is the number of TPU slices, or the
     number of hosts with GPUs. Raises ValueError if the topology does not exist, or if the compiler is not installed."""
-    kind, _, number = name.partition(":")
-    return _gpus(name, GPUS[kind], number, slices) if kind in GPUS else _tpus(name, slices)
+    kind, _, number = name.lower().partition(":")
+    if kind in GPUS:
+        return _gpus(name, GPUS[kind], number, slices)
+    known = f"a GPU with a number, such as h100:8 ({', '.join(GPUS)}), or a TPU with a shape, such as v5e:4x4"
+    require(re.fullmatch(r"v\d\w*", kind), f"--topology={name}: unknown; give {known}")
+    return _tpus(name.lower(), slices)
 
 
 def _gpus(name: str, gpu: Gpu, number: str, hosts: int) -> Sequence[jax.Device]:

@@ -2,6 +2,7 @@
 no arrays."""
 
 import dataclasses
+import math
 import re
 import time
 from collections.abc import Callable
@@ -214,6 +215,13 @@ def rl_programs(shapes: Shapes) -> list[Program]:
     updating = (shapes.rl_state, groups, LogProbs.abstract(mesh, groups, objective), host(jnp.int32), shapes.base)
     found.append(Program("update", update, updating, resident, used, mesh, objective.inner_steps))
     return found
+
+
+def checkpoint_bytes(run: Fitted) -> int:
+    """Returns the size of a checkpoint of the run's last stage: parameters or adapters, and the optimizer's moments."""
+    shapes = Shapes(run)
+    state = shapes.rl_state if run.config.rl.iterations else shapes.sft_state
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in abstract_leaves(state))
 
 
 def program_of(run: Fitted, name: str) -> Program:

@@ -31,7 +31,8 @@ def as_text(result: dict) -> str:
     lines += [
         "",
         "est. s: estimated seconds at the chip's published peaks, nothing of the communication hidden; comm.: its share.",
-        "sample: a block of one slice of a rollout, of the first and, after inpaint, of the second try; all rows, all steps.",
+        "sample: all steps of a block of one chunk of a rollout, of the first and, after inpaint, of the second try.",
+        "evaluate: the same for a batch of test problems. cast: a copy of the weights in the dtype of computation.",
         "Programs are compiled for the largest of data.prompt_buckets; chunks of shorter prompts take less time.",
     ]
     if (seconds := iteration_seconds(result["programs"])) is not None:
@@ -40,6 +41,11 @@ def as_text(result: dict) -> str:
         lines.append(f"One iteration, no group all wrong: {terms}, estimated {seconds:.0f} s.")
         if "rollouts" in result:
             lines.append(typical(result, seconds))
+            seconds = typical_seconds(result, seconds)
+        hours = f"{result['iterations']:,} iterations take about {seconds * result['iterations'] / 3600:.1f} h"
+        lines.append(f"{hours}, without evaluations and second attempts.")
+    kept = f"the newest {result['checkpoints_kept']} and the best one are kept"
+    lines.append(f"A checkpoint has {result['checkpoint_gb']:.2g} GB; {kept}.")
     if "remat" in result:
         lines += ["", *remat_table(result)]
     lines += ["", verdict(result) + " What would save most:"]
@@ -50,11 +56,16 @@ def as_text(result: dict) -> str:
 def typical(result: dict, seconds: float) -> str:
     """Returns a line of text with the estimated time of an iteration for prompts of common lengths. `seconds` is the estimated
     time of an iteration in which all prompts are padded to the largest bucket."""
-    expected, [sample] = result["rollouts"], [record for record in result["programs"] if record["name"] == "sample"]
-    saved = sample["per_iteration"] * (sample["estimated_seconds"] - expected["estimated_seconds"])
+    expected = result["rollouts"]
     rows = f"{expected['mean_positions']:.0f} positions per row on average instead of {expected['most_positions']}"
     call = f"sample takes {expected['estimated_seconds']:.2f} s ({rows})"
-    return f"With prompts as long as those of {expected['prompts']}, {call}, and the iteration {seconds - saved:.0f} s."
+    return f"With prompts as long as those of {expected['prompts']}, {call}, and the iteration {typical_seconds(result, seconds):.0f} s."
+
+
+def typical_seconds(result: dict, seconds: float) -> float:
+    """Returns the estimated time of an iteration for prompts of common lengths, see `typical`."""
+    [sample] = [record for record in result["programs"] if record["name"] == "sample"]
+    return seconds - sample["per_iteration"] * (sample["estimated_seconds"] - result["rollouts"]["estimated_seconds"])
 
 
 def setting(result: dict) -> str:

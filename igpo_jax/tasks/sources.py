@@ -79,7 +79,7 @@ def download_advice(kind: str) -> str:
     if kind not in DATASETS:
         return "give the path of a problem file, such as JSON Lines"
     dataset, *files = DATASETS[kind]
-    name = dataset.rpartition("/")[2]
+    name = f"data/{dataset.rpartition('/')[2]}"
     paths = " or ".join(f"{kind}:{name}/{file}" for file in files)
     return f"for example, run hf download {dataset} --repo-type dataset --local-dir {name} and give {paths}"
 

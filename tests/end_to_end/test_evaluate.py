@@ -87,6 +87,16 @@ def test_an_interrupted_evaluation_goes_on(command, config, finished, expected, 
 
 
 @pytest.mark.slow
+def test_benchmarks_without_files_are_left_out_if_others_have_files(command, finished, tmp_path):
+    (tmp_path / "gsm8k.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
+    config = ("--config=evaluate_math.py", f"--config.model={finished}", f"--output={tmp_path / 'out'}", "--config.chat=False")
+    short = [f"--config.decode.{name}=8" for name in ("completion_length", "block_length", "steps")]
+    done = command("evaluate", *config, *short, f"--config.benchmarks.gsm8k.task.test=jsonl:{tmp_path / 'gsm8k.jsonl'}")
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads((tmp_path / "out" / "card.json").read_text())["benchmarks"]) == ["gsm8k"]
+    assert "no files are given for them: countdown, sudoku" in done.stderr
+
+
 def test_a_folder_keeps_to_its_model_and_protocol(command, config, finished, expected):
     for flags in (["--config.decode.steps=4"], ["--config.stage=sft"]):
         done = command("evaluate", f"--config={config}", f"--config.model={finished}", f"--output={expected[0]}", *flags)

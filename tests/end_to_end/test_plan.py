@@ -24,6 +24,8 @@ def test_the_devices_that_are_here(command):
      "rl.prompts * rl.group_size / rl.rollout_chunks = 4 is not a multiple of mesh.data * mesh.fsdp = 8"),
     (("--config.rl.rollout_chunks=3",), "rl.prompts=8 is not a multiple of rl.rollout_chunks=3"),
     (("--programs=nothing",), "there are sft, heldout, sample"),
+    (("--topology=8xh100",), "--topology=8xh100: unknown; give a GPU with a number, such as h100:8 (b200"),
+    (("--topology=v5e-8",), "or a TPU with a shape, such as v5e:4x4"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_one_line(command, arguments, message):
     done = command.on_devices(16)("plan", f"--config={TINY}", "--config.mesh.tensor=2", *arguments)

@@ -119,7 +119,7 @@ def test_xpk_starts_slices():
     assert any(word.startswith("--script-dir=/") for word in create) and "--base-docker-image=python:3.12" in create
     (command,) = (word.removeprefix("--command=") for word in create if word.startswith("--command="))
     words = shlex.split(command)
-    assert words[: words.index("&&")] == ["pip", "install", "--quiet", ".[tpu,report,gcs]"]
+    assert words[: words.index("&&")] == ["pip", "install", "--quiet", ".[tpu,report,gcs,data]"]
     assert words[words.index("exec") :] == ["exec", "bash", "launch/on_tpu.sh", *TRAINING[1:]]
     _, create = printed(bash("launch/xpk.sh", *flags, "--image=gcr.io/p/igpo", "--dry-run", *TRAINING))
     assert "--docker-image=gcr.io/p/igpo" in create and not any("pip" in word for word in create)
@@ -256,7 +256,7 @@ def test_a_pod_trains_to_the_end_and_the_same_command_trains_no_second_time(stag
     stage.plan("complete")
     done = pod(stage)
     assert done.returncode == 0 and "complete" in done.stdout, done.stderr
-    assert stage.lines("installed") == ["tpu,report,gcs"]
+    assert stage.lines("installed") == ["tpu,report,gcs,data"]
     assert stage.lines("started") == [f"-m igpo_jax.train {' '.join(workdir_flags(stage))}"]
     assert [v for v in stage.lines("verbs") if v in ("create", "delete")] == ["create"]
 
@@ -379,7 +379,7 @@ def test_slurm_queues_again_what_a_signal_has_stopped(stage, word, status, reque
         process.send_signal(signal.SIGTERM)  # SLURM signals the batch script, because of --signal=B:
     assert process.wait(LIMIT) == status
     assert stage.lines("scontrol") == ["requeue 7"] * requeued
-    assert stage.lines("installed") == ["cuda,report,gcs"]
+    assert stage.lines("installed") == ["cuda,report,gcs,data"]
     assert stage.lines("signals") == ["saved"] * requeued
 
 

@@ -34,7 +34,7 @@ def test_a_missing_or_empty_data_file_is_named(key, gsm8k_file, tmp_path):
     message = error_of(gsm8k(*(paths | {key: str(tmp_path / "empty.jsonl")}).values()), tmp_path / "run")
     assert f"{tmp_path / 'empty.jsonl'}: no problems" in message
     message = error_of(gsm8k(*(paths | {key: ""}).values()), tmp_path / "run")
-    assert f"{key} is empty" in message and "hf download openai/gsm8k --repo-type dataset --local-dir gsm8k" in message
+    assert f"{key} is empty" in message and "hf download openai/gsm8k --repo-type dataset --local-dir data/gsm8k" in message
     assert not (tmp_path / "run").exists()
 
 

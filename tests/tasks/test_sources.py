@@ -193,7 +193,7 @@ def test_files_of_the_same_name_have_different_ids_and_own_ids_come_once(tmp_pat
 
 @pytest.mark.parametrize("text, message", [
     ("SAMPLE", "is not format:path, where format is one of gsm8k, math"), ("csv:SAMPLE", "is not format:path"),
-    ("math:nowhere.jsonl", "no data file 'nowhere.jsonl'; .* hf download HuggingFaceH4/MATH-500 .*math:MATH-500/test.jsonl"),
+    ("math:nowhere.jsonl", "no data file 'nowhere.jsonl'; .* hf download HuggingFaceH4/MATH-500 .*math:data/MATH-500/test.jsonl"),
     ("aime:nowhere.jsonl", "no data file 'nowhere.jsonl'; give the path of a problem file, such as JSON Lines"),
     ("math:SAMPLE", "line 1: no row of the format math: lacks the field 'problem'"),
 ])  # fmt: skip
