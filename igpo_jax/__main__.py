@@ -25,6 +25,20 @@ COMMANDS = {
 }
 
 
+def names_own_code(arguments: list[str]) -> bool:
+    """Returns whether the arguments of a command name code in the working folder: a configuration, or a module of a task or a
+    reward. Otherwise, nothing may be imported from this folder, which may come from somebody else: libraries try to import many
+    modules that are not installed."""
+    for argument in arguments:
+        name, _, value = argument.lstrip("-").partition("=")
+        file = value.partition(":")[0]
+        if name in ("trust", "config.task.name", "config.reward.function"):
+            return True
+        if name == "config" and "/" not in file and any(os.path.isfile(path) for path in (file, f"{file}.py")):
+            return True
+    return False
+
+
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help", "help"):
@@ -38,9 +52,9 @@ def main() -> None:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         told = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
         sys.exit(f"error: {ascii(name)[:100]} is no command of igpo; {told}")
-    # A task of one's own may be in the working folder. Behind all others, this folder cannot hide a module of Python.
-    sys.path.append(os.getcwd())
     del sys.argv[1]
+    if names_own_code(sys.argv[1:]) and not sys.flags.safe_path:
+        sys.path.append(os.getcwd())  # behind all others, so that no file there hides a module of Python
     runpy.run_module(f"igpo_jax.{name}", run_name="__main__", alter_sys=True)
 
 

@@ -68,17 +68,53 @@ def test_igpo_runs_a_command_as_python_does(tmp_path):
     assert (done.returncode, done.stderr) == (1, refused(*arguments, cwd=tmp_path))
 
 
+def console_script(folder, *arguments, cwd):
+    """Runs igpo as an installed script, whose folder is the first in which Python looks for modules."""
+    (folder / "bin").mkdir()
+    (folder / "bin" / "igpo").write_text("import sys\nfrom igpo_jax.__main__ import main\nsys.exit(main())\n")
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, folder / "bin" / "igpo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+
+
 @pytest.mark.slow
 def test_igpo_finds_a_task_in_the_working_folder_and_no_file_there_hides_a_module(tmp_path):
     (tmp_path / "math.py").write_text("raise RuntimeError")
     (tmp_path / "mine.py").write_text("from igpo_jax.tasks.arithmetic import *\nfrom igpo_jax.tasks import arithmetic\n")
     text = "import mine\nfrom igpo_jax.config import base_config\ndef get_config():\n    return base_config(**mine.defaults())\n"
     (tmp_path / "config.py").write_text(text)
-    console_script = "import sys; from igpo_jax.__main__ import main; sys.exit(main())"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-P", "-c", console_script, "inspect_data", "--config=config.py", "--samples=0"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    done = console_script(tmp_path, "inspect_data", "--config=config.py", "--samples=0", cwd=tmp_path)
     assert done.returncode == 0 and "rl: " in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["report", "."], False),
+        (["--config=arithmetic.py", "--workdir=here"], False),
+        (["--config=mine"], True),
+        (["-config=mine.py:variant", "--workdir=here"], True),
+        (["--trust=cool.evil"], True),
+        (["--config=arithmetic.py", "--config.reward.function=m:f"], True),
+    ],
+)
+def test_igpo_imports_from_the_working_folder_only_what_the_user_names(arguments, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("")
+    assert igpo_jax_main.names_own_code(arguments) == expected
+
+
+@pytest.mark.slow
+def test_igpo_runs_nothing_in_a_folder_of_somebody_else(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("flatbuffers", "snappy", "zstandard", "nest_asyncio", "sitecustomize", "igpo_jax", "json", "jax_plugins/evil"):
+        file = folder / f"{name}.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"open({str(tmp_path / 'executed')!r}, 'a').write({name!r})")
+    done = console_script(tmp_path, "report", ".", cwd=folder)
+    assert done.returncode == 1 and done.stderr.startswith("error: ")
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("command", OWN_FLAGS)

@@ -6,6 +6,7 @@ import pathlib
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "igpo_jax"
 LOCAL = {  # modules that do so -> what the paths are
+    "__main__.py": "the names of files in the working folder",
     "cli.py": "none: /dev/null",
     "command_help.py": "none: the width of the terminal",
     "compare/__main__.py": "runs of a comparison, which are on this machine",

@@ -49,6 +49,7 @@ from igpo_jax.runtime.files import (
     require_same_identity,
     require_stored,
 )
+from igpo_jax.runtime.installation import python_command
 from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.progress import duration
 
@@ -193,7 +194,7 @@ def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: li
         return
     if not run.exists():
         create_run_folder(run)
-    command = [sys.executable, "-m", "igpo_jax.train", f"--config={file}", f"--workdir={run}"]
+    command = [*python_command("igpo_jax.train"), f"--config={file}", f"--workdir={run}"]
     command += [*overrides, f"--config.seed={seed}", *(f"--config.{key}={value}" for key, value in own.items())]
     log = run.with_suffix(".log")
     with open_without_links(log, "ab") as output:

@@ -4,7 +4,6 @@ import functools
 import json
 import pathlib
 import subprocess
-import sys
 import threading
 from typing import Any
 
@@ -23,6 +22,7 @@ from igpo_jax.compare.page import (
 from igpo_jax.runtime import interrupts
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import atomic_write, read_json
+from igpo_jax.runtime.installation import python_command
 
 BUDGETS = {"equal_evaluations": "evaluations", "equal_prompts": "prompts", "equal_seconds": "wall time"}
 
@@ -56,7 +56,7 @@ def compare_tasks(folder: pathlib.Path, configs: list[str], arguments: list[str]
     names = [task_name(config) for config in configs]
     require(len(set(names)) == len(names), f"--tasks: two tasks are called {max(names, key=names.count)}")
     for config, name in zip(configs, names, strict=True):
-        command = [sys.executable, "-m", "igpo_jax.compare", f"--config={config}", f"--output={folder / name}", *arguments]
+        command = [*python_command("igpo_jax.compare"), f"--config={config}", f"--output={folder / name}", *arguments]
         # A process group of its own keeps the terminal's signals away; only this process handles them.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
 

@@ -138,7 +138,7 @@ def evaluate_model() -> None:
         sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:
         place = f"all numbers: {folder / 'card.json'}"
-        lines = [json.dumps(card, indent=2, ensure_ascii=False)] if JSON.value else [*card_lines(card), place]
+        lines = [json.dumps(card, indent=2)] if JSON.value else [*card_lines(card), place]
         print(escape_controls(with_addresses("\n".join(lines))))
 
 

@@ -1,8 +1,9 @@
 const data = JSON.parse(element("data").textContent);
 const darkScheme = matchMedia("(prefers-color-scheme: dark)");
 
-// Returns what a run has spent on RL at an update; null before the last update without RL.
+// Returns what a run has spent on RL at an update; null before the last update without RL, and for a run without RL.
 function spentAt(run, update, axis) {
+  if (!Object.hasOwn(data.spent, run)) return null;
   const {update: updates, [axis]: spent} = data.spent[run], next = updates.findIndex((known) => known >= update);
   if (update < updates[0]) return null;
   if (next < 1) return next < 0 ? spent[spent.length - 1] : spent[0];

@@ -28,6 +28,7 @@ X_AXES = {
     "seconds": "seconds of RL",
 }
 DASHES = {"solid": "solid", "dot": "dotted", "dash": "dashed"}  # line styles: name in Plotly -> name in CSS
+LONGEST_NAME = 200  # characters of a metric
 MOST_POINTS = 1000  # of a curve: more than a panel can show, but few enough for a fast page
 # Options of a y axis
 ALL_SHARES = {"tickformat": ".0%", "rangemode": "tozero", "range": [0, 1.03]}  # from 0 to 100%
@@ -173,7 +174,8 @@ def sections(runs: Runs) -> tuple[list[Row], list[Row]]:
 def _reward_parts(runs: Runs) -> Panel:
     """Returns the panel of the single functions of a weighted reward. It has at most as many curves as there are colors."""
     keys = dict.fromkeys(key for rows in runs.values() for row in rows for key in row if key.startswith("reward/"))
-    names = [key for key in keys if key not in {series.key for series in REWARD.series}]
+    known = {series.key for series in REWARD.series}
+    names = [key for key in keys if key not in known and len(key) <= LONGEST_NAME]  # a stranger's file may have any names
     series = (Series(key, plotly_text(key.removeprefix("reward/")), color) for key, color in zip(names, COLORS, strict=False))
     note = "Mean value of each reward function over graded first tries, without its weight."
     return Panel("Parts of the reward", note, tuple(series))

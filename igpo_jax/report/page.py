@@ -145,9 +145,10 @@ def headline(rows: list[Row]) -> list[tuple[str, str, str]]:
             value, remark = f"{percent(first)} → {value}", f"{100 * (last - first):+.1f} points by RL, {remark}"
         contents.append(("Held-out accuracy", value, remark))
     if training:
-        wrong = [row["groups/all_wrong_before"] for row in training]
-        begin, end = (percent(np.mean(part)) for part in (wrong[:EDGE_ROLLOUTS], wrong[-EDGE_ROLLOUTS:]))
-        contents.append(("Groups all wrong at the start", begin, f"{end} at the end, before hints"))
+        wrong = [row["groups/all_wrong_before"] for row in stage_rows(training, "rl", "groups/all_wrong_before")]
+        if wrong:
+            begin, end = (percent(np.mean(part)) for part in (wrong[:EDGE_ROLLOUTS], wrong[-EDGE_ROLLOUTS:]))
+            contents.append(("Groups all wrong at the start", begin, f"{end} at the end, before hints"))
     rate = rescue_rate(stage_rows(rows, "rl", "hint/rescue_rate"))
     if rate is not None:
         contents.append(("Rescue rate", percent(rate), "of all-wrong groups, over the run"))
@@ -220,9 +221,11 @@ def numbers(run: Run) -> dict[str, str]:
         found["at update"] = f"{evals[-1]['step']:,}"
     if training:
         for name, part in (("start", training[:EDGE_ROLLOUTS]), ("end", training[-EDGE_ROLLOUTS:])):
-            sampled = [groups(row) for row in part]
-            wrong = np.average([row["groups/all_wrong_before"] for row in part], weights=sampled)
-            share(f"groups all wrong before hints, {name}", float(wrong), sum(sampled))
+            graded = stage_rows(part, "rl", "groups/all_wrong_before")
+            sampled = [groups(row) for row in graded]
+            if any(sampled):
+                wrong = np.average([row["groups/all_wrong_before"] for row in graded], weights=sampled)
+                share(f"groups all wrong before hints, {name}", float(wrong), sum(sampled))
         tried = stage_rows(run.rows, "rl", "hint/rescue_rate")
         rate = rescue_rate(tried)
         if rate is not None:

@@ -107,7 +107,7 @@ def main(_) -> None:
     try:
         with opened_output(OUTPUT.value) as (folder, _):
             card = rewrite(folder)
-        lines = [json.dumps(card, indent=2, ensure_ascii=False)] if JSON.value else card_lines(card, OUTPUT.value)
+        lines = [json.dumps(card, indent=2)] if JSON.value else card_lines(card, OUTPUT.value)
         print(escape_controls("\n".join(lines)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -89,7 +89,7 @@ def _logged(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "before_rl": accuracy("rl", 0),
         "after_rl": accuracy("rl", -1),
     }
-    losses = [row["heldout/loss"] for row in rows if "heldout/loss" in row]
+    losses = [row["heldout/loss"] for row in rows if row.get("heldout/loss") is not None]  # None: not finite
     if losses:
         result["heldout_loss"] = {"first": losses[0], "last": losses[-1]}
     rollouts = [row for row in rows if "reward/first_try" in row]

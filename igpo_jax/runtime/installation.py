@@ -1,10 +1,18 @@
 """Finds out how this copy of the package was installed."""
 
+import os
 import pathlib
 import shutil
 import sys
 
 PACKAGE = pathlib.Path(__file__).parents[1]
+
+
+def python_command(module: str) -> list[str]:
+    """Returns the command that runs a module of this package in a new process. The process imports from the working folder only
+    if this process does."""
+    safe = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
+    return [sys.executable, *safe, "-m", module]
 
 
 def command_igpo() -> str:

@@ -17,6 +17,8 @@ def progress(total: int, done: int, description: str, **options) -> tqdm:
 
 def duration(seconds: float) -> str:
     """Returns a time in seconds as text, in seconds, minutes, or hours and minutes."""
+    if not 0 <= seconds < 1e9:  # a file may have any number
+        return "an unknown time"
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 OUTCOMES = ("ok", "timeout", "error")
 JOBS = 16  # maximum number of answers sent to a worker at a time
 MAX_REPLY = 2**16  # bytes
+# Program of a worker process; its first argument is the path to import from.
+WORKER = """import json, runpy, sys
+sys.path[:] = json.loads(sys.argv.pop(1))
+runpy.run_module("igpo_jax.tasks.reward_worker", run_name="__main__", alter_sys=True)"""
 JUNK = "the function wrote into the connection of its process to the pool"
 STARTING = 60.0  # time limit in seconds for importing the reward function and for its `warm_up()`
 
@@ -178,12 +182,13 @@ class _Worker:
 
     def __init__(self, name: str, functions: Sequence[tuple[str, dict[str, Any]]]):
         self.connection, theirs = Pipe()
-        # Workers import from this process's sys.path, including added entries. -P: Python adds no current folder of its own.
-        full = [sys.executable, "-P", "-m", "igpo_jax.tasks.reward_worker", str(theirs.fileno()), json.dumps(functions)]
-        env = os.environ | {"PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)}
+        # Workers import from this process's sys.path, including added entries. It is not passed as PYTHONPATH, where Python
+        # looks for the module sitecustomize at its start. -P: Python adds no current folder of its own.
+        path = [entry or os.getcwd() for entry in sys.path]
+        full = [sys.executable, "-P", "-c", WORKER, json.dumps(path), str(theirs.fileno()), json.dumps(functions)]
         # A process group of its own keeps the terminal's signals away; only this process handles them.
         options: dict[str, Any] = {"pass_fds": [theirs.fileno()], "stdin": subprocess.DEVNULL, "process_group": 0}
-        self._process = subprocess.Popen(full, env=env, **options)
+        self._process = subprocess.Popen(full, **options)
         theirs.close()
         self._name, self._number = name, len(functions)  # of the reward functions
         self.loaded = False  # True if the reward functions are imported and warmed up

@@ -8,6 +8,7 @@ from igpo_jax.runtime.checks import require
 TASK = "task"  # the reward of the run's task
 METRICS = ("first_try", "final")  # the metrics reward/NAME that are not of a function
 LARGEST_WEIGHT = 1e6
+MOST_CHARACTERS, MOST_TERMS = 4096, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,8 @@ class RewardTerm:
 def split_terms(text: str) -> list[tuple[str, str]]:
     """Splits a weighted sum into (weight, function) without checking either. Only spaces around them are left out, so that no
     other text is mistaken for a name that the user trusts. "" is the sum of the task's reward only, and a weight that is left
-    out is "1"."""
+    out is "1". Raises ValueError if the text is too long."""
+    require(not _too_long(text), f"reward.function{_too_long(text)}")
     parts = [term.rpartition("*") for term in (text or TASK).split("+")]
     return [(weight.strip(" ") if star else "1", function.strip(" ")) for weight, star, function in parts]
 
@@ -40,6 +42,8 @@ def reward_terms(text: str) -> list[RewardTerm]:
 
 def term_error(text: str) -> str:
     """Returns "" if a weighted sum is valid, otherwise the end of an error message that begins with the key and its value."""
+    if _too_long(text):
+        return _too_long(text)
     names = list(METRICS)
     for weight, function in split_terms(text):
         if function != TASK and ":" not in function:
@@ -50,6 +54,11 @@ def term_error(text: str) -> str:
         if names.count(names[-1]) > 1:
             return f": the metric reward/{names[-1]} would have two meanings; give the function {function} another name"
     return ""
+
+
+def _too_long(text: str) -> str:
+    is_long = len(text) > MOST_CHARACTERS or text.count("+") >= MOST_TERMS
+    return f" has more than {MOST_CHARACTERS} characters or {MOST_TERMS} functions" if is_long else ""
 
 
 def _is_weight(text: str) -> bool:

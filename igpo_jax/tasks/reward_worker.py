@@ -1,4 +1,4 @@
-"""Worker process of reward_pool.py. The pool starts it with: python -m igpo_jax.tasks.reward_worker FD FUNCTIONS."""
+"""Worker process of reward_pool.py. Its arguments are FD and FUNCTIONS, see `main`."""
 
 import contextlib
 import ctypes

@@ -212,3 +212,13 @@ def test_axe_finds_nothing_and_no_page_is_wider_than_the_screen(name, browser, r
                     details.evaluate("details => { details.open = true; }")
                 assert findings(page) == [], (scheme, size)
                 assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"], (scheme, size)
+
+
+def test_a_run_without_rl_beside_others_has_charts_too(visit, runs, tmp_path):
+    alone = write_run(tmp_path / "alone", [row for row in rows_of(5, 1) if row["stage"] == "sft"])
+    write_page([runs[0], alone], tmp_path / "compared.html")
+    page = visit(tmp_path / "compared.html")
+    page.wait_for_selector("#figure-0 .main-svg")
+    page.get_by_label("Curves of RL by").select_option("update")
+    assert page.locator(".main-svg").count() > 4
+

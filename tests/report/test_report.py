@@ -414,3 +414,12 @@ def test_a_page_shows_no_file_to_which_a_link_in_a_run_leads(name, tmp_path):
     (run / name).symlink_to(tmp_path / "private")
     with pytest.raises(ValueError, match=f"{name} leads out of the run"):
         read_run_folder(run)
+
+
+def test_shares_that_are_not_known_are_left_out(tmp_path):
+    rows = [*RUN[:-1], rl_row(11) | {"groups/all_wrong_before": None, "heldout/loss": None}, RUN[-1]]
+    page = write_report(write_run(tmp_path / "run", rows)).read_text()
+    assert "Groups all wrong at the start" in page
+    unknown = [row | ({"groups/all_wrong_before": None} if row["stage"] == "rl" else {}) for row in RUN]
+    assert "Groups all wrong at the start" not in write_report(write_run(tmp_path / "other", unknown)).read_text()
+

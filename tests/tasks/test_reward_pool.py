@@ -116,6 +116,13 @@ def test_a_time_limit_of_the_warm_up_itself_is_no_error(pool, tmp_path, monkeypa
     assert [v.reward for v in graded(pool("tired:reward"), "1")] == [1.0]
 
 
+def test_no_file_of_the_working_folder_is_imported_at_the_start_of_a_worker(pool, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert [v.reward for v in graded(pool("igpo_jax.tasks.math:reward", {"answer": "any"}), "1")] and not (tmp_path / "executed").exists()
+
+
 def test_the_warm_up_of_mathematics_loads_all_that_a_comparison_needs():
     code = (
         "import sys; from igpo_jax.tasks import math; from igpo_jax.tasks.problem import Problem\n"

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import reward_pool
-from igpo_jax.tasks.reward_terms import RewardTerm, reward_terms, split_terms, weighted_sum
+from igpo_jax.tasks.reward_terms import RewardTerm, reward_terms, split_terms, term_error, weighted_sum
 from run_configs import parsed
 
 PROBLEM = Problem("id", "?", "63", "", (), "")
@@ -98,3 +98,11 @@ def test_a_function_that_is_not_there_is_named(function, message, pool_of):
     with pytest.raises(ValueError) as raised:
         pool_of(f"task + 2*{function}")([(PROBLEM, "1")])
     assert str(raised.value).startswith(f"the reward function {both!r} cannot be used: {message}")
+
+
+@pytest.mark.parametrize("text", ["+" * (1 << 25), "+".join(f"a:{n}" for n in range(17)), "m:" + "a" * 5000])
+def test_a_long_sum_is_refused_at_once(text):
+    with pytest.raises(ValueError, match="reward.function.* has more than 4096 characters or 16 functions"):
+        split_terms(text)
+    assert term_error(text) == " has more than 4096 characters or 16 functions"
+
