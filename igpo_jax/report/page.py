@@ -226,7 +226,7 @@ def numbers(run: Run) -> dict[str, str]:
             if any(sampled):
                 wrong = np.average([row["groups/all_wrong_before"] for row in graded], weights=sampled)
                 share(f"groups all wrong before hints, {name}", float(wrong), sum(sampled))
-        tried = stage_rows(run.rows, "rl", "hint/rescue_rate")
+        tried = stage_rows(stage_rows(run.rows, "rl", "hint/rescue_rate"), "rl", "groups/all_wrong_before")
         rate = rescue_rate(tried)
         if rate is not None:
             share("rescued of all-wrong groups", rate, sum(groups(row) * row["groups/all_wrong_before"] for row in tried))

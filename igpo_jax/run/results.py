@@ -118,7 +118,8 @@ def rescue_rate(rollouts: list[dict[str, Any]]) -> float | None:
     """Returns the share of all-wrong groups for which a second attempt with hints gave a correct completion. A group is all
     completions of one problem, and it is all-wrong if none of them is correct. Returns None if there are no all-wrong
     groups."""
-    tried = [row for row in rollouts if row.get("hint/rescue_rate") is not None]
+    keys = "hint/rescue_rate", "groups/all_wrong_before"
+    tried = [row for row in rollouts if all(row.get(key) is not None for key in keys)]
     groups = [row["groups/all_wrong_before"] for row in tried]
     return float(np.average([row["hint/rescue_rate"] for row in tried], weights=groups)) if sum(groups) else None
 
