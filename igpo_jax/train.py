@@ -98,10 +98,16 @@ def train_and_report(experiment: Experiment) -> None:
             raise  # ends this process at once, because an orderly exit would wait for the other processes
         sys.exit(f"error: {shortage or error}")
     if jax.process_index() == 0:
-        folder = address_of(experiment.workdir)
+        folder = shown_path(experiment.workdir)
         ways = [f"report: {folder}/report.html"] * (report is not None) + [f"next: {next_command(experiment, folder)}"]
         lines = [json.dumps(result, indent=2)] if JSON.value else [*result_lines(result), *ways]
         print(escape_controls("\n".join(lines)))
+
+
+def shown_path(workdir: pathlib.Path) -> str:
+    """Returns the address of a run in a bucket, or the path of its folder, relative to the working folder if it lies there."""
+    here = pathlib.Path.cwd()
+    return str(workdir.relative_to(here)) if workdir.is_relative_to(here) else address_of(workdir)
 
 
 def next_command(experiment: Experiment, folder: str) -> str:
@@ -125,7 +131,7 @@ def first_lines(experiment: Experiment) -> list[str]:
     layout = f"{config.sampler.layout} on {dict(experiment.sampling_mesh.shape)} with {copy:.2g} GiB of weights per device"
     chosen = f"chosen: attention: {model.attention}; sampler.layout: {layout}; chunks of a rollout: {rl.rollout_chunks}; "
     return [
-        f"{address_of(experiment.workdir)}: {parameters:,} parameters; {'; '.join(stages)}",
+        f"{shown_path(experiment.workdir)}: {parameters:,} parameters; {'; '.join(stages)}",
         f"devices: {devices}",
         f"{chosen}microbatches: {rl.microbatches}",
         f"never drawn: MASK and {model.excluded} of {model.vocab_size} ids, which have no text",

@@ -56,6 +56,10 @@ def regrade(path: pathlib.Path, rule: str | None, benchmarks: Sequence[str], out
             results[file.stem] = result | {"disagreements": sum(row["differ"] for row in rows)}
             disagreements += [{"benchmark": file.stem, **row} for row in rows]
             printed.append(as_text(results[file.stem] | {"file": str(file)}, rows))
+            if (file.parent / "protocol.json").is_file() and protocol_rule(file) is None:
+                printed.append(
+                    f"The task of {file.stem} is not math, for which these graders are made; its own verdicts are stored."
+                )
     printed += [f"Not regraded: {name}, which {reason}." for name, reason in left_out.items()]
     if output:
         card: dict[str, Any] = {"results": results, "not_regraded": left_out, "deadline_seconds": DEADLINE_SECONDS}

@@ -56,6 +56,7 @@ def main(_):
             return
         require(not APPROXIMATE.value, "--allow_approximate goes with --tune")
         result = plan(config, mesh, PROGRAMS.value, tell, lengths)
+        result["here"] = not TOPOLOGY.value
         if "rollouts" in result:
             result["rollouts"]["prompts"] = LENGTHS.value or "GSM8K and MATH"
         if REMAT.value:

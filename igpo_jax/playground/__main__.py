@@ -65,7 +65,7 @@ def main(_):
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     host = f"[{HOST.value}]" if ":" in HOST.value else HOST.value
-    print(escape_controls(f"http://{host}:{PORT.value}/"), flush=True)
+    print(escape_controls(f"http://{host}:{PORT.value}/\nOpen this address in a browser; ^C ends the playground."), flush=True)
     # uvloop, which uvicorn takes if it is installed, would keep signals from `interrupts`.
     own = {"http": Connection, "ws": "none", "proxy_headers": False}
     uvicorn.Server(uvicorn.Config(page, log_level="warning", loop="asyncio", **own)).run([listening])

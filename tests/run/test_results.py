@@ -16,7 +16,7 @@ SECONDS = {"wall_seconds": {"sft": 130.0, "rl": 17.0}}
             {"after_sft": BEFORE, "before_rl": BEFORE, "after_rl": AFTER, **EDGES, **SECONDS},
             [
                 "accuracy on 1,000 test problems: 2.0% -> 50.0% (95% interval 49.0 to 51.0)",
-                "all-wrong groups: 100.0% of the first rollouts -> 25.0% of the last; rescued by hints: 75.0%",
+                "all-wrong groups in rollouts: first 100.0% -> last 25.0%; hints rescued 75.0% of the first",
                 "time: supervised stage 2 min, RL 17 s",
             ],
         ),
@@ -34,7 +34,7 @@ SECONDS = {"wall_seconds": {"sft": 130.0, "rl": 17.0}}
                 "rl_end": {"all_wrong_groups": 0.5, "rescue_rate": None},
                 "wall_seconds": {"sft": 0.0, "rl": 7260.0},
             },
-            ["all-wrong groups: 50.0% of the first rollouts -> 50.0% of the last", "time: RL 2 h 01 min"],
+            ["all-wrong groups in rollouts: first 50.0% -> last 50.0%", "time: RL 2 h 01 min"],
         ),
         (
             {"rl_start": {"all_wrong_groups": None, "rescue_rate": None}, "rl_end": {"all_wrong_groups": None}, **SECONDS},
