@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from igpo_jax import key_help
-from igpo_jax.config import base_config
+from igpo_jax.config import RESUMABLE_KEYS, base_config
 from igpo_jax.evaluate.protocol import base_evaluation, benchmark
 from igpo_jax.tasks import TASKS, load_task, math
 
@@ -22,7 +22,11 @@ values, and on the command line, `--config.section.key=value` does so. The meani
 source code. REF marks what the released code of the paper does. If a value is invalid, or if keys contradict each other, the
 command ends with an error that names them. [objectives.md](objectives.md) and [rollouts.md](rollouts.md) explain the choices of
 the method and of the sampler.
+
+A run that is resumed must have the same configuration, except for the keys that say "may change in a resumed run"
+([igpo_jax/config.py](../igpo_jax/config.py), `RESUMABLE_KEYS`); the largest prompt bucket must stay.
 """
+RESUMABLE = {*RESUMABLE_KEYS, "data.prompt_buckets"}
 TASK = """
 ## Task
 
@@ -44,7 +48,10 @@ Rows = Iterable[tuple[str, Any, str]]
 
 
 def document() -> str:
-    rows = key_help.describe(base_config(**load_task(TASKS[0]).defaults()))
+    rows = [
+        (key, value, meaning + "; may change in a resumed run" * (key in RESUMABLE))
+        for key, value, meaning in key_help.describe(base_config(**load_task(TASKS[0]).defaults()))
+    ]
     parts = [START, "\n## Top level\n", table(row for row in rows if "." not in row[0]), TASK]
     for name in TASKS:
         own = key_help.describe(base_config(**load_task(name).defaults()))
