@@ -15,8 +15,8 @@ USUAL_CHUNKS = 8
 
 def read_lengths(file: pathlib.Path) -> np.ndarray:
     """Reads a JSON file that maps prompt lengths in tokens to numbers of prompts: {"93": 2} means two prompts of 93 tokens.
-    Returns the lengths of all prompts, int64 [n], in ascending order. Raises ValueError if the file has another form or its
-    numbers are too large."""
+    Returns the lengths of all prompts, int64 [n], in ascending order. Raises ValueError if the file does not have this form, or
+    does not describe 1 to 10**7 prompts of at most 10**6 tokens each."""
     values = read_json(file)
     form = f'{file} is not the number of prompts of each length, such as {{"93": 2}}; inspect_data --lengths writes it'
     require(isinstance(values, dict) and bool(values), form)

@@ -176,8 +176,8 @@ def encode_question(problem: Problem, tokenizer: Tokenizer, chat: bool) -> list[
 
 
 def require_prompts(shift: bool, prompt_mask: np.ndarray) -> None:
-    """Raises ValueError if a prompt has no tokens and the model predicts a token from the position before it (`shift`).
-    `prompt_mask` is bool [n, length]."""
+    """Raises ValueError if `shift` is True and a prompt is empty. With `shift`, the model predicts each token from the position
+    before the token, so the first token of a completion needs a prompt. `prompt_mask` is bool [n, length]."""
     empty = np.flatnonzero(~prompt_mask.any(axis=1))
     message = f"prompt {empty[:1]} is empty, but this model predicts the first token of a completion from the token before it"
     require(not shift or not empty.size, message)

@@ -20,7 +20,8 @@ MOST_HEAD = 128
 
 def fit_to_devices(model: ModelConfig, mesh: Mesh, row_lengths: Sequence[int] | None) -> ModelConfig:
     """Returns a copy of the model configuration in which attention="auto" and head_chunk=0 are replaced by values that suit the
-    devices. Of the devices, only their kind affects these values, so all hosts get the same values.
+    devices. These values depend on the kind of the devices, but on no other property of the devices, so all hosts get the same
+    values.
 
     Args:
         row_lengths: the lengths, in positions, of all rows that training and evaluation will compute. If it is None, rows may

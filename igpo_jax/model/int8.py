@@ -1,8 +1,8 @@
 """Frozen weights in int8: symmetric quantization with one float32 scale per output channel of each matrix.
 
-Norm scales keep their dtype, and the adapters (lora.py) keep float32. A matrix product casts the int8 values to the compute
-dtype, which represents them exactly. It then multiplies the float32 product by the scales, so a dequantized matrix is never
-stored."""
+Norm scales and biases keep their dtype, and the adapters (lora.py) keep float32. A matrix product casts the int8 values to the
+compute dtype, which represents them exactly. It then multiplies the float32 product by the scales, so a dequantized matrix is
+never stored."""
 
 from typing import Any, NamedTuple
 
@@ -91,7 +91,7 @@ def partition_of(w: Weight, axes: tuple[str, ...]) -> P | Int8Matrix:
 
 
 def in_use(w: Weight, axes: tuple[str, ...], dtype: jnp.dtype) -> Weight:
-    """Casts a weight to `dtype` unless it is quantized, and gathers it over the mesh like `gathered`. A quantized weight is
+    """Casts a weight to `dtype` and gathers it over the mesh, according to `RULES_IN_USE`. A quantized weight is not cast, but
     gathered in int8, and has no gradient."""
     if not isinstance(w, Int8Matrix):
         return gathered(w.astype(dtype), axes)

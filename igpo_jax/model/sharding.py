@@ -80,8 +80,9 @@ def all_gather(x: jax.Array, axis: str) -> jax.Array:
     """Joins the parts of an array that the devices along the mesh axis `axis` hold, [n, ...] -> [n * size, ...]. Runs inside
     `jax.shard_map`.
 
-    On CPUs of several processes, the gradient is an all-reduce instead of a reduce-scatter. Their library for collectives, Gloo,
-    has a reduce-scatter that sends from a buffer which it overwrites, so that sums are sometimes wrong (jax-ml/jax#40830)."""
+    If several processes run on CPUs, the gradient is computed by an all-reduce instead of a reduce-scatter. The reason is a bug
+    in Gloo, the library for collectives on CPUs: its reduce-scatter overwrites a buffer from which it is still sending, so that
+    sums are sometimes wrong (jax-ml/jax#40830)."""
     if jax.default_backend() != "cpu" or not jax.distributed.is_initialized():
         return jax.lax.all_gather(x, axis, tiled=True)
     parts = jnp.zeros((jax.lax.axis_size(axis), *x.shape), x.dtype)

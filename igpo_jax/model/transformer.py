@@ -190,8 +190,8 @@ def forward(
     window: Window | None = None,
 ) -> jax.Array:
     """Runs the transformer and returns its hidden states after the final norm, [b, t, d] in the compute dtype. `unembed` turns
-    hidden states into logits. There is no causal mask, and the result at index i predicts token i (docs/method.md section 3). If
-    `cfg.shift` is True, it is the hidden state of position i - 1. For i = 0, it is that of position 0.
+    hidden states into logits. There is no causal mask, and the result at index i predicts token i (docs/method.md section 3).
+    If `cfg.shift` is True, the result at index i is the hidden state of position i - 1, or of position 0 if i = 0.
 
     Args:
         tokens: input tokens, int32 [b, t] for b rows and t positions.
@@ -403,7 +403,7 @@ def _shares_of_sum(dtype: jnp.dtype) -> int:
 def _sum_of_rounded(x: jax.Array, weight: Weight, adapter: Params | None, shares: int) -> jax.Array:
     """Multiplies x, [m, i], by a matrix, [i, o], whose rows are split over the `shares` devices of the mesh axis tensor, and by
     its adapter. Every device rounds its share of the sum to the dtype of x before the devices exchange their shares, which
-    halves the bytes. XLA does the same for x @ w, but not for products with a float32 result."""
+    halves the bytes. For x @ w, XLA itself rounds before the exchange, but not for products with a float32 result."""
 
     def split(w):
         return w.reshape(shares, -1, w.shape[-1])
@@ -421,7 +421,8 @@ def _sum_of_rounded(x: jax.Array, weight: Weight, adapter: Params | None, shares
 
 
 def _float32_product(x: jax.Array, weight: Weight, adapter: Params | None) -> jax.Array:
-    """Multiplies x, [m, i], by a matrix, [i, o], and by its adapter, if there is one. Returns the float32 sum of the products."""
+    """Multiplies x, [m, i], by a matrix, [i, o], and by its adapter, if there is one. Returns the sum of the products in
+    float32."""
     y = _product(x, weight)
     return y if adapter is None else y + _product(x @ adapter["a"], adapter["b"])
 

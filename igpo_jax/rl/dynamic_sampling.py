@@ -1,7 +1,7 @@
-"""Dynamic sampling (DAPO, arXiv 2503.14476). An iteration samples further batches of prompts until it has `rl.prompts` groups
-that training can learn from, or until a limit is reached. A group consists of the completions of one prompt. Training can learn
-from a group that contains both correct and wrong completions with different rewards. Completions that could not be graded do
-not count."""
+"""Dynamic sampling (DAPO, arXiv 2503.14476). An iteration samples batches of prompts until it has `rl.prompts` groups that
+training can learn from, or until it has sampled `rl.dynamic_batches` batches. A group consists of the completions of one
+prompt. Training can learn from a group that contains both correct and wrong completions with different rewards. Completions
+that could not be graded are ignored."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -35,9 +35,9 @@ def mixed_groups(parts: Sequence[Rollout]) -> np.ndarray:
 
 def chosen_groups(mixed: np.ndarray) -> np.ndarray:
     """Chooses n groups from several batches of n groups each. Returns the indices of the chosen groups in the concatenated
-    batches, int [n], in ascending order. A group consists of the completions of one prompt. The first n groups that are True in
-    `mixed`, bool [batches, n], are chosen. If fewer than n groups are True, groups of the last batch that are False are
-    added."""
+    batches, int [n], in ascending order. A group consists of the completions of one prompt. `mixed`, bool [batches, n], is True
+    for the groups that training can learn from, see `mixed_groups`. The first n of these groups are chosen. If there are fewer
+    than n, other groups of the last batch are added."""
     batches, n = mixed.shape
     taken = np.flatnonzero(mixed)[:n]
     others = (batches - 1) * n + np.flatnonzero(~mixed[-1])
@@ -45,9 +45,9 @@ def chosen_groups(mixed: np.ndarray) -> np.ndarray:
 
 
 def merge(parts: Sequence[Rollout], mesh: Mesh, cfg: RolloutConfig) -> Rollout:
-    """Merges the batches of an iteration into one rollout that contains only the groups chosen by `chosen_groups`. Moves the
-    `groups` field of the result to `mesh`, which is the mesh of training. The metrics of the result nevertheless cover all
-    sampled groups."""
+    """Merges the batches of an iteration into one rollout that contains only the groups chosen by `chosen_groups`. The metrics
+    of the result nevertheless cover all sampled groups. The `groups` field of the result is moved to `mesh`, which is the mesh
+    of training."""
     if len(parts) == 1:
         return dataclasses.replace(parts[0], groups=shard_batch(parts[0].groups, mesh))
     sampled = _joined(parts)

@@ -2,8 +2,8 @@
 (docs/method.md section 6; paper Eq. 4).
 
 `segment` cuts the solution into chunks, `choose` selects the chunks to reveal, `destinations` computes where on the canvas
-these chunks start, and `overwrite` writes them onto the canvas. Every function works on whole batches and is compiled once. The
-default settings follow the paper. Comments marked "REF" state where the released code differs."""
+these chunks start, and `overwrite` writes them onto the canvas. `inpaint` combines these functions into one compiled program
+for a whole batch. The default settings follow the paper. Comments marked "REF" state where the released code differs."""
 
 import dataclasses
 import functools
@@ -78,10 +78,10 @@ class Chunks:
 
 
 def segment(keys: Array, trace_length: Array, max_length: int, chunk_min: int, chunk_max: int) -> Chunks:
-    """Cuts traces (reference solutions) into chunks of random size. The lengths of the traces, int32 [b], are at most
-    `max_length`. For each trace, the result has `max_length // chunk_min` chunks, but at least one. Chunks after the end of the
-    trace are empty. A tail shorter than `chunk_min` belongs to no chunk. Traces with the same PRNG key and the same length are
-    cut at the same positions."""
+    """Cuts traces (reference solutions) into chunks of random size, from `chunk_min` to `chunk_max` tokens. The lengths of the
+    traces, int32 [b], are at most `max_length`. For each trace, the result has `max_length // chunk_min` chunks, but at least
+    one. Chunks after the end of the trace are empty. A tail shorter than `chunk_min` belongs to no chunk. Traces with the same
+    PRNG key and the same length are cut at the same positions."""
     count = max(1, max_length // chunk_min)
     draw = functools.partial(jax.random.randint, shape=(count,), minval=chunk_min, maxval=chunk_max + 1)
     size = jax.vmap(draw)(keys)
@@ -104,7 +104,8 @@ def revealed_count(chunks: Array, ratio: Array, round_up: bool) -> Array:
 def choose(keys: Array, chunks: Chunks, ratio: Array, cfg: InpaintingConfig) -> Array:
     """Draws a uniform random subset of the chunks of each trace, and returns it as a mask, bool [b, c]. The chunks in the
     subset become hints. Each of the b traces has its own PRNG key in `keys`, and its own share of chunks to reveal in `ratio`,
-    float32 [b]."""
+    float32 [b]. If `cfg.exclude_answer` is False and the share is positive, the last chunk of the trace is always in the
+    subset."""
     exists = chunks.size > 0
     order = jax.vmap(lambda key, row: jax.random.uniform(key, row.shape))(keys, exists)
     rank = jnp.argsort(jnp.argsort(jnp.where(exists, order, 2.0), axis=1), axis=1)
@@ -159,9 +160,10 @@ def overwrite(
 
 
 def prefix(trace_length: Array, hintable: Array, ratio: Array) -> Array:
-    """Selects the first tokens of each trace (reference solution) as its hint, and returns them as a mask, bool [b, l]. Only
-    the tokens before the first token that may not be shown (False in `hintable`) are available. `ratio`, float32 [b], is the
-    share of the available tokens to select. If `ratio` is positive and tokens are available, at least one is selected."""
+    """Selects the first tokens of each trace (reference solution) as its hint, and returns them as a mask, bool [b, l]. Of the
+    first `trace_length` tokens of the trace, those before the first token that may not be shown (False in `hintable`) are
+    available. `ratio`, float32 [b], is the share of the available tokens to select. If `ratio` is positive and tokens are
+    available, at least one is selected."""
     position = jnp.arange(hintable.shape[1])
     may_show = hintable & (position < trace_length[:, None])
     longest = jnp.cumprod(may_show, axis=1).sum(axis=1)

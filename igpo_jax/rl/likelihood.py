@@ -286,8 +286,8 @@ def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodC
 def view_scores(hidden: jax.Array, head: Weight, completions: Array, weight: Array, chunk: int) -> tuple[Array, Array]:
     """Computes the log-probability of every completion token in every view, float32 [n, k, g, l], and the entropy at the
     token's position, averaged over the views with a positive weight, float32 [n, g, l]. `hidden` is the result of
-    `hidden_states`, and `weight`, float32 [n, k, g, l], holds the weights of the k views. `chunk` is passed to `token_scores`.
-    Runs inside `shard_map`."""
+    `hidden_states`, and `weight`, float32 [n, k, g, l], holds the weights of the k views. `chunk` is the number of positions
+    whose logits are computed at a time, see `token_scores`. Runs inside `shard_map`."""
     targets = jnp.tile(completions, (1, weight.shape[1], 1))
     log_probs, entropy = (x.reshape(weight.shape) for x in token_scores(hidden, head, targets, chunk))
     seen = weight > 0

@@ -142,10 +142,10 @@ def compute_logprobs(
     mesh: Mesh,
     microbatches: int = 1,
 ) -> LogProbs:
-    """Computes log-probabilities under the old and the reference policy, and the loss mask after the entropy filter. `params`
-    are the parameters of the policy that sampled the rollout, and `reference` are the parameters of the policy in the KL term.
-    `key` is the PRNG key of the iteration. To save memory, the batch is split into `microbatches` parts, which are computed one
-    after the other."""
+    """Computes log-probabilities under the old and the reference policy, and the loss mask without the hint tokens that
+    `entropy_filter` does not select. `params` are the parameters of the policy that sampled the rollout, and `reference` are
+    the parameters of the policy in the KL term. `key` is the PRNG key of the iteration. To save memory, the batch is split into
+    `microbatches` parts, which are computed one after the other."""
     per_row, head = P(BATCH), head_partition(head_matrix(params, cfg))
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(per_row, head, per_row, per_row), out_specs=(per_row, per_row))
@@ -246,7 +246,8 @@ def log_ratios(
     """Returns the log-ratios of the new to the old policy, and weights for summing the clipped objective of a token over views.
     With cfg.ratio="token", each token has one log-ratio in each view, and both arrays are float32 [..., k, g, l]. With
     cfg.ratio="sequence", all tokens and views of a completion share one log-ratio. This log-ratio is repeated for every token,
-    with weight 1, and both arrays are float32 [..., 1, g, l]. The arguments are those of `policy_terms`."""
+    with weight 1, and both arrays are float32 [..., 1, g, l]. `new`, `old` and `weight` are float32 [..., k, g, l],
+    `advantages` is float32 [..., g], and `loss_mask` is bool [..., g, l], see `policy_terms`."""
     if cfg.ratio == "token":
         return jnp.where(weight > 0, new - old, 0.0), weight
     if cfg.reference_code:  # averages over all tokens, also over those that are not masked in a view
@@ -270,9 +271,9 @@ def policy_terms(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes the loss and the statistics of every completion from the log-probabilities of its l tokens in k views.
 
-    Token ratios and KL estimates are exponentials of log-probabilities. They are therefore computed in each view, and then
-    summed over the views with the weights. The sequence ratio, the wd1 loss and cfg.hint_supervision use the token scores that
-    `combine` returns.
+    Token ratios and KL estimates are computed in each view, and then summed over the views with the weights, because they are
+    in general not linear in the log-probabilities. The sequence ratio, the wd1 loss and cfg.hint_supervision use the token
+    scores that `combine` returns.
 
     Tokens outside the loss mask, such as hint tokens that the entropy filter drops, get no gradient, with two exceptions. With
     cfg.hint_supervision, hint tokens of completions with a positive advantage get the gradient of the supervised loss. With
@@ -290,9 +291,9 @@ def policy_terms(
 
     Returns:
         The loss and a dict of statistics, each float32 [..., g]. policy/overflow is the number of tokens whose ratio or KL
-        estimate was limited. policy/hint/... and policy/generated/..., present if `hint` is given, are sums over the hint tokens
-        and over the other tokens in the loss mask, see `means_over_parts`. The other statistics are means over the tokens of a
-        completion. The means of ratios are weighted."""
+        estimate was limited. policy/hint/... and policy/generated/..., present if `hint` is given, are sums over the hint
+        tokens and over the other tokens in the loss mask, see `means_over_parts`. The other statistics are means over the
+        tokens of a completion. The means of ratios are weighted."""
     log_ratio, share = log_ratios(new, old, weight, advantages, loss_mask, cfg)
     new, old, reference = (jnp.where(weight > 0, x, 0.0) for x in (new, old, reference))
     kl = jnp.sum(weight * kl_estimate(new, old, reference, cfg.kl), axis=-3)
@@ -339,8 +340,9 @@ def policy_terms(
 
 
 def sums_over_parts(per_token: dict[str, jax.Array], hint: Array, loss_mask: Array) -> dict[str, jax.Array]:
-    """Returns the sums of the values `per_token`, float32 [..., g, l], over the hint tokens in the loss mask, named policy/hint/...,
-    and over its other tokens, named policy/generated/..., each float32 [..., g]. `hint` and `loss_mask` are bool [..., g, l]."""
+    """Sums statistics of tokens over the hint tokens in the loss mask, and separately over the other tokens in the loss mask.
+    `per_token` maps names to values, float32 [..., g, l]. `hint` and `loss_mask` are bool [..., g, l]. Returns a dict of sums,
+    float32 [..., g], with the keys policy/hint/NAME and policy/generated/NAME for each name."""
     parts = {"hint": loss_mask & hint, "generated": loss_mask & ~hint}
     return {
         f"policy/{name}/{key}": jnp.sum(values, axis=-1, where=part)
@@ -350,9 +352,10 @@ def sums_over_parts(per_token: dict[str, jax.Array], hint: Array, loss_mask: Arr
 
 
 def means_over_parts(statistics: dict[str, float]) -> dict[str, float]:
-    """Divides the sums over hint tokens and over generated tokens, policy/hint/... and policy/generated/..., which are averaged
-    over completions, by the numbers of these tokens. Leaves out what has no tokens. Returns the statistics with means over tokens:
-    policy/hint/kl, policy/hint/ratio_mean, policy/hint/clip_fraction, and the same for generated tokens."""
+    """Returns the statistics with means over hint tokens and over generated tokens in place of sums. `statistics` contains the
+    sums of `sums_over_parts`, averaged over completions. The mean policy/hint/kl is its sum divided by policy/hint/tokens. The
+    means policy/hint/ratio_mean and policy/hint/clip_fraction are their sums divided by policy/hint/weight. The means
+    policy/generated/... of generated tokens are computed in the same way. A mean is left out if its divisor is 0 or missing."""
     means = {name: value for name, value in statistics.items() if name.count("/") == 1}
     for part in ("policy/hint", "policy/generated"):
         for name, by in ("kl", "tokens"), ("ratio_mean", "weight"), ("clip_fraction", "weight"):

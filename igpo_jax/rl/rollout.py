@@ -70,8 +70,8 @@ class InitialCanvas:
 
 @flax.struct.dataclass
 class Attempt:
-    """One attempt at a batch of problems: G completions for each problem, on the host. All are sampled and graded, but for those
-    that `inpainting.tries` saves, see `Grades.sampled`."""
+    """One attempt at a batch of problems: G completions for each problem, on the host. If `inpainting.tries` is set, some
+    completions of a second attempt may not be sampled; `Grades.sampled` marks the sampled ones."""
 
     tokens: np.ndarray  # i32[n, g, l]
     unmask_step: np.ndarray  # i32[n, g, l], `HINT` for hints
@@ -86,7 +86,7 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class SampleStats:
-    """Amount of work and wall time needed for sampling."""
+    """Cost of sampling: numbers of completions and network evaluations, FLOPs and wall time."""
 
     completions: int = 0
     evaluations: int = 0  # network evaluations, summed over completions
@@ -165,10 +165,11 @@ def _second_attempt(
     context: RolloutContext, prompts: PromptBatch, triggered: np.ndarray, functions: Collection[str]
 ) -> tuple[Attempt, SampleStats]:
     """Samples and grades new completions for the groups `triggered`, whose first completions are all wrong. The sampler starts
-    from canvases with hints. It samples `inpainting.tries` completions of a group at once, and goes on with the groups that have
-    some correct completions, but fewer than may be swapped in. A group without any correct one is given up, because its further
-    completions are rarely correct. The completions do not depend on `tries`, only how many are sampled. `functions` are the keys
-    of `Grades.parts`."""
+    from canvases with hints, or from blank canvases if inpainting.policy="none". It works in rounds. A round samples
+    `inpainting.tries` completions of each group, or all G completions if `tries` is 0. The next round continues only with the
+    groups that have at least one correct completion, but fewer than `max_replaced`. Groups without a correct completion are
+    given up, because further completions of these groups are rarely correct. `tries` affects only the number of completions
+    that are sampled, not the completions themselves. `functions` are the keys of `Grades.parts`."""
     cfg, g = context.cfg, context.cfg.group_size
     tries, enough = cfg.inpainting.tries or g, max(1, max_replaced(cfg.inpainting, g))
     # Hints are drawn for every prompt, not only for triggered groups. This is cheap, and array shapes never change.
@@ -216,8 +217,9 @@ def _hinted_canvas(prompts: PromptBatch, key: jax.Array, cfg: RolloutConfig) -> 
 def _sample_attempt(
     context: RolloutContext, prompts: PromptBatch, start: InitialCanvas, purpose: KeyPurpose, first_draw: int = 0
 ) -> tuple[Attempt, SampleStats]:
-    """Samples and grades the completions that `start` begins, g of each prompt, chunk by chunk. While one chunk is graded, the
-    next one is sampled. The noise of a group's completions depends on their index, which starts with `first_draw`."""
+    """Samples g completions of each prompt from the initial canvases `start`, chunk by chunk, and grades them. While one chunk
+    is graded, the next one is sampled. The sampler's noise depends on the index of a completion in its group. The indices of
+    the g completions start at `first_draw`."""
     clock, stats, cfg = Stopwatch(), SampleStats(), context.cfg
     n, g, length = start.canvas.shape
     row = take_rows(prompts, np.repeat(np.arange(n), g))
@@ -256,10 +258,10 @@ def swap(
     first: Attempt, second: Attempt, triggered: np.ndarray, source: list[np.ndarray], from_front: bool = False
 ) -> tuple[Attempt, np.ndarray]:
     """Replaces completions of the first attempt by completions of the second attempt. Returns the final attempt and the mask of
-    replaced completions, bool [n, g]. `triggered` holds the indices of the groups with a second attempt, which have no correct
-    first attempt. `source` holds the indices of the new completions in each of these groups. Completions without a verdict are
-    replaced first, because they are not trained on. Then wrong completions are replaced, beginning at the end of the group, or
-    at its start if `from_front` is True."""
+    replaced completions, bool [n, g]. `triggered` holds the indices of the groups with a second attempt. No completion of their
+    first attempt is correct. `source` holds the indices of the new completions in each of these groups. Completions without a
+    verdict are replaced first, because they are not trained on. Then wrong completions are replaced, beginning at the end of
+    the group, or at its start if `from_front` is True."""
     final = jax.tree.map(np.copy, first)
     replaced = np.zeros(first.grades.correct.shape, bool)
     order = np.arange(first.tokens.shape[1])[:: 1 if from_front else -1]
@@ -282,8 +284,8 @@ def up_to_first_eos(tokens: np.ndarray, eos_id: int) -> np.ndarray:
 def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int, parts: tuple[int, ...] = (4, 2, 1)) -> np.ndarray:
     """Pads `groups`, an array of group indices, with copies of its first element, so that the sampler is compiled for only a
     few batch sizes. The result consists of full chunks of `most` groups, followed by a chunk for the remaining groups. The size
-    of this last chunk is `most` divided by one of `parts`, which are given in descending order. Of these sizes, the smallest one is
-    used that holds the remaining groups and divides evenly over the devices."""
+    of this last chunk is `most` divided by one of `parts`, which are given in descending order. Of these sizes, the function
+    uses the smallest one that holds the remaining groups and whose completions divide evenly over the devices."""
     sizes = [most // part for part in parts if most % part == 0 and most // part * group_size % divisor == 0]
     whole, rest = divmod(len(groups), most)
     size = whole * most + (next(size for size in sizes if size >= rest) if rest else 0)
@@ -293,7 +295,7 @@ def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int, part
 def rollout_metrics(sampled: Rollout, eos_id: int) -> dict[str, float]:
     """Returns a dict that maps the names of metrics in the log to their values in this rollout. Rewards, correctness and hint
     metrics are means. Times are in seconds. Means of rewards and correctness leave out completions without a verdict, and
-    groups in which no completion has a verdict. If nothing is left, the mean is NaN."""
+    groups in which no completion has a verdict. A mean over no values is NaN."""
 
     def mean(values, where=...) -> float:
         values = np.asarray(values)[where]

@@ -25,7 +25,7 @@ def make_update(
 
     The function donates `state`. The number of prompts in the batch must be a multiple of `microbatches`. `inner_step`, int32
     [], is the index of the inner update. `base_params` are the frozen parameters under the adapters in `state`, or None if
-    there are no adapters. `apply_gradients` handles updates with a non-finite loss or gradient."""
+    there are no adapters. If the loss or a gradient is not finite, `apply_gradients` skips the update."""
 
     def update(
         state: TrainState, batch: GroupBatch, logprobs: LogProbs, inner_step: jax.Array, base_params: Params | None = None

@@ -109,8 +109,9 @@ def decoded_offsets(tokens: Sequence[int], decode: Callable[[Sequence[int]], str
 
 
 def with_own_solutions(experiment: Experiment, prompts: PromptBatch, solution_bank: np.ndarray) -> PromptBatch:
-    """Returns prompts of the RL split in which the traces are the model's own solutions. Hints are taken from the traces. If
-    inpainting.exclude_answer is True, hints do not show the answer. Unsolved problems get an empty trace."""
+    """Returns a copy of `prompts`, which belong to the RL split, with the model's own solutions as traces. Hints are taken from
+    the traces. If inpainting.exclude_answer is True, hints do not show the answer. Problems without a solution in the bank get
+    an empty trace."""
     tokenizer, extract = experiment.tokenizer, experiment.extract_answer
     own = solution_bank[present(experiment.rl_data).rows_of(prompts.problem_id)]
     trace = np.where(own == NO_SOLUTION, tokenizer.eos_id, own)

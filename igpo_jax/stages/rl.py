@@ -186,8 +186,8 @@ def _rollout_config(experiment: Experiment) -> RolloutConfig:
 
 
 def _with_counters(stage: Stage, state: IterationState) -> IterationState:
-    """Returns the state with the fields that are stored in the log instead of in checkpoints. These include the fields that
-    only the RL stage uses: the center of hint ratios and the error of the cached sampler."""
+    """Returns the state with values for the fields that checkpoints do not store. The values are read from the log. Two of the
+    fields are used only by the RL stage: the center of hint ratios and the error of the cached sampler."""
     state, hints, center = stage.with_counters(state), stage.experiment.config.inpainting, None
     sampler_kl = stage.last_logged("sampler/kl") if state.done else None
     if hints.enabled and hints.curriculum:
@@ -243,8 +243,9 @@ def _sample_batches(run: RLRun, state: IterationState, policy: Params, key: jax.
 
 
 def _summarize(updates: list[dict[str, Any]], skips_before: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns two dicts of metrics: the statistics of an iteration, averaged over the updates that were not skipped, and the
-    numbers of skipped updates."""
+    """Returns two dicts of metrics. The first contains the statistics of an iteration, averaged over the updates that were not
+    skipped, or over all updates if all were skipped. The second contains the number of skipped updates in the iteration, and
+    the number of consecutive skipped updates up to now."""
     skipped = np.array([is_skipped(statistics["policy/loss"], statistics["policy/grad_norm"]) for statistics in updates])
     used = [statistics for statistics, skip in zip(updates, skipped, strict=True) if not skip] or updates
     names = [name for name in used[0] if name != "finite_gradients"]
@@ -267,8 +268,9 @@ def _distributions(sampled: Rollout, eos_id: int) -> dict[str, np.ndarray]:
 
 def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
     """Returns records for rollouts.jsonl that describe completions of a few problems. For each of these problems, one record
-    describes the first attempt with the highest reward. If the problem was sampled again with hints, another record describes
-    the hinted attempt with the highest reward. Attempts without a verdict are chosen only if all attempts lack one."""
+    describes the completion with the highest reward in the first attempt. If the problem was sampled again with hints, another
+    record describes the hinted completion with the highest reward. A completion without a verdict is chosen only if all
+    completions of the attempt have no verdict."""
     by_id = present(experiment.rl_data).by_id
 
     def row(attempt, name: str, group: int, position: int) -> dict:

@@ -78,7 +78,8 @@ class Stage:
 
     def restore(self, key: jax.Array, solution_bank: np.ndarray | None = None) -> IterationState | None:
         """Returns the state in the newest checkpoint, or None if there is no checkpoint. Only the shapes and dtypes of the
-        arguments are used. Raises ValueError if checkpoints or lines of the logs are missing, see `run.missing_files`."""
+        arguments are used. Raises ValueError if the checkpoint is newer than the end of the stage, or if checkpoints or lines
+        of the logs are missing, see `run.missing_files`."""
         abstract = TrainState.abstract(self.optimizer, self.policy, self.experiment.mesh)
         restored = self.checkpoints.restore_latest(abstract, key, solution_bank)
         state = None if restored is None else IterationState(*restored)
@@ -124,19 +125,21 @@ class Stage:
 
     def sampling_params(self, state: IterationState) -> Params:
         """Returns the policy's parameters for sampling, on `experiment.sampling_mesh`. If the mesh of training is another mesh,
-        the parameters are a copy. One copy serves thousands of forward passes. Free the copy before updates need the memory."""
+        the parameters are a copy. Copying costs little compared with the thousands of forward passes that use the copy. Free
+        the copy before updates need the memory."""
         params, mesh = self.scoring_params(state), self.experiment.sampling_mesh
         return params if mesh == self.experiment.mesh else self.policy.copy_to(params, mesh)
 
     def check_preemption(self, state: IterationState) -> None:
-        """If a termination signal has arrived, saves the state and raises Terminated. The resumed run repeats unfinished work.
-        Every process must call this method the same number of times."""
+        """If a termination signal has arrived, saves the state and raises Terminated. The resumed run starts from this state,
+        so it repeats an unfinished iteration or evaluation from the beginning. Every process must call this method the same
+        number of times."""
         if self.preempted():
             raise Terminated(f"stopped by {name_of_signal()} after saving {self._save_now(state)}")
 
     def stop_if_ungraded(self, state: IterationState, grades: Sequence[Grades]) -> None:
         """If too many completions have no verdict, saves the state and raises ValueError, see `Experiment.lack_of_verdicts`.
-        The resumed run repeats unfinished work."""
+        The resumed run repeats the iteration or evaluation to which the completions belong."""
         trouble = self.experiment.lack_of_verdicts(grades)
         if trouble:
             raise ValueError(f"{trouble}. The same command then continues the run from {self._save_now(state)}")
@@ -154,8 +157,8 @@ class Stage:
     def checkpoint_if_due(self, state: IterationState, every: int, accuracy: float | None = None) -> None:
         """Saves a checkpoint before the first iteration (RL stage only), after the last iteration, and whenever the number of
         finished iterations is a multiple of `every`. Also saves a checkpoint whenever `accuracy` is given, so that the best
-        checkpoint can be kept. If this is the stage's first checkpoint, waits until it is complete, see `check_stage`, and prints
-        its size and the seconds."""
+        checkpoint can be kept. If this is the stage's first checkpoint, waits until it is complete, see `check_stage`, and
+        prints its size and the time that saving took."""
         regular = is_due(state.done, self.total, every) and (state.done > 0 or self.name == "rl")
         if accuracy is not None or (regular and state.done not in self.checkpoints.steps()):
             check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)
@@ -168,9 +171,9 @@ class Stage:
                     print(f"the first checkpoint of stage {self.name} has {size / 1e9:.3g} GB: {seconds:.1f} s", flush=True)
 
     def evaluate(self, state: IterationState, log: MetricsWriter, heldout=lambda params, check_preemption: {}) -> float:
-        """Evaluates the policy on the test problems, logs the accuracy and returns it. Completions without a verdict do not
-        count. If there are too many of them, raises ValueError. `heldout` is a function (parameters, check_preemption) that
-        returns further metrics to log."""
+        """Evaluates the policy on the test problems, logs the accuracy and returns it. The accuracy leaves out completions
+        without a verdict. Raises ValueError if too many completions have no verdict. `heldout` is a function (parameters,
+        check_preemption) that returns further metrics to log."""
         check_preemption, watch = functools.partial(self.check_preemption, state), Stopwatch()
         with watch.measure("time/total"):
             params = self.sampling_params(state)

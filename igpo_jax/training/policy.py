@@ -62,8 +62,8 @@ class Policy:
         return self.abstract_sampling(self.abstract(mesh), self.abstract_base(mesh), mesh)
 
     def abstract_sampling(self, trained: Params, base: Params | None, mesh: Mesh) -> Params:
-        """Returns the shapes, dtypes and shardings of the parameters that `for_sampling` returns. `trained` and `base` are the
-        shapes of the arguments of `for_sampling`."""
+        """Returns the shapes, dtypes and shardings of the parameters that `for_sampling` returns. `trained` and `base` contain
+        `jax.ShapeDtypeStruct` in place of the arrays that are passed to `for_sampling`."""
         if self.lora is not None:
             return abstract_attach(present(base), trained)
         return transformer.abstract(in_compute_dtype(self.model), mesh) if self.makes_copy() else trained
@@ -78,7 +78,8 @@ class Policy:
         return self.lora is None and self.model.compute_dtype != self.model.param_dtype
 
     def decay_mask(self) -> Params | None:
-        """Returns the weight-decay mask: True for all parameters except norm scales. None means that all parameters decay."""
+        """Returns the weight-decay mask: True for matrices, False for norm scales and biases. With adapters, returns None,
+        which means that all trained parameters decay."""
         return transformer.weight_decay_mask(self.model) if self.lora is None else None
 
 
