@@ -1,11 +1,11 @@
 """Runs whose folder is in a bucket, such as gs://BUCKET/RUN.
 
-Each process works in a copy of the folder, see runtime/bucket_folders.py, and process 0 also uploads changed files before each
-checkpoint. Only checkpoints are not part of the copy, because all processes write them together. Orbax writes them to the bucket
-directly.
+Each process works in a local copy of the folder, see runtime/bucket_folders.py. Process 0 uploads changed files regularly and
+before each checkpoint. Checkpoints are not part of the copy. Orbax writes them directly to the bucket, because all processes
+write them together.
 
-The logs in the bucket may have lines of later steps than the newest checkpoint, but they always have those of earlier steps. As
-on a disk, a run that continues from this checkpoint removes the later lines, see `MetricsWriter`."""
+The logs in the bucket always contain the lines that were written before the newest checkpoint was saved. They may also contain
+lines of later steps. As on a disk, a run that continues from this checkpoint removes the later lines, see `MetricsWriter`."""
 
 import contextlib
 import functools
@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 
 
 def checkpoints_of(workdir: pathlib.Path) -> Any:
-    """Returns the folder of a run's checkpoints. If `workdir` is a copy, this is an epath.Path in the bucket."""
+    """Returns the folder of a run's checkpoints. If `workdir` is the local copy of a folder in a bucket, the result is an
+    epath.Path in the bucket, because checkpoints are not part of the copy."""
     return path_of(address_of(workdir)) / "checkpoints"
 
 
@@ -54,8 +55,8 @@ def _downloaded_settings(address: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def opened_workdir(workdir: str | os.PathLike) -> Iterator[tuple[pathlib.Path, Callable[[], None]]]:
-    """Context manager in whose body this run alone writes into the folder `workdir`, which may be in a bucket. Yields the folder
-    on this machine, and a function that uploads changed files. All processes of the run must enter it."""
+    """Context manager that keeps other runs from writing into the folder `workdir`, which may be in a bucket. Yields the folder
+    on this machine, and a function that uploads changed files. All processes of the run must enter this context manager."""
     if not is_address(workdir):
         original = address_of(pathlib.Path(workdir).absolute())
         require(not is_address(original), f"{workdir} is a copy of {original}; give this address")

@@ -52,9 +52,9 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     Each checkpoint holds the training state, the PRNG root key, the data position, the fingerprints of the configuration and
     the data, a hash of the tokenizer, checksums of the logs, and, with inpainting.source=own, the bank of the model's own
-    solutions. The data position is the step, because the step alone decides which batch comes next. A checksum of every array is saved with the checkpoint
-    and compared on restore, because Orbax does not detect flipped bits. Checkpoints of earlier versions of this package lack
-    some or all checksums. Restoring such a checkpoint logs a warning.
+    solutions. The data position is the step, because the step alone decides which batch comes next. A checksum of every array
+    is saved with the checkpoint and compared on restore, because Orbax does not detect flipped bits. Checkpoints of earlier
+    versions of this package lack some or all checksums. Restoring such a checkpoint logs a warning.
 
     Attributes:
         log_sums: function that returns the checksums of the logs to save with a checkpoint, see `MetricsWriter.sums`.
@@ -64,8 +64,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         keep_every: also keeps the checkpoints whose step is a multiple of this number, if it is not 0.
         identity: fingerprints to save with each checkpoint and to compare on restore, see `other_identity`.
         best: whether to also keep the checkpoint with the highest accuracy.
-        read_only: True: nothing in the folder is changed. False: damaged metrics and unfinished saves are deleted, including
-            saves that another process is still writing."""
+        read_only: whether to change nothing in the folder. Otherwise, damaged metrics and unfinished saves are deleted,
+            including saves that another process is still writing."""
 
     def __init__(
         self,
@@ -154,12 +154,15 @@ class Checkpoints(contextlib.AbstractContextManager):
         return self._checkpointer.save_checkpointables_async(step, dict(saved), force=True, overwrite=True, **options)
 
     def wait(self) -> None:
-        """Waits until the last save is finished, and raises an error if this save failed. Orbax starts a thread with an event
-        loop for each save. The thread ends only when `result` is called on Orbax's response. Without this call, every save
-        would leave a thread and three file descriptors behind.
+        """Waits until the last save is finished. Raises an error if a save to a local folder has failed, or if `SAVE_ATTEMPTS`
+        attempts of a save to a bucket have failed.
 
-        A save to a bucket may fail because of the network, which must not end a long run. Such a save is repeated. If updates
-        have meanwhile overwritten the arrays, logs a warning instead, and the run goes on until its next checkpoint."""
+        A save to a bucket is repeated if it fails, because a failure of the network must not end a long run. If updates have
+        meanwhile overwritten the arrays, the save is not repeated. The run then goes on until its next checkpoint, and a
+        warning is logged.
+
+        For each save, Orbax starts a thread with an event loop. The thread ends only when `result` is called on Orbax's
+        response. Without calls of `wait`, every save would leave a thread and three file descriptors behind."""
         last, self._last = self._last, None
         if last is not None and self._local:
             last.response.result()
@@ -183,8 +186,9 @@ class Checkpoints(contextlib.AbstractContextManager):
                 return
 
     def _try_to_start(self, save: _Save, discard: bool = False) -> _Save:
-        """Starts a save to a bucket. If `discard` is True, first deletes the files of a save that has failed, and opens Orbax's
-        checkpointer again, which would otherwise raise the same error again. If there are no arrays to save, starts nothing."""
+        """Starts a save to a bucket and returns it. If it cannot be started, its field `failure` is the reason. If `discard` is
+        True, first deletes the files of the previous attempt, which has failed, and opens a new checkpointer of Orbax, because
+        the old one would raise the same error again. If there are no arrays to save, starts nothing."""
         try:
             if discard:
                 with contextlib.suppress(Exception):
@@ -205,9 +209,9 @@ class Checkpoints(contextlib.AbstractContextManager):
         """Returns (step, state, key, solution bank, values not yet logged) of the newest readable checkpoint, or None if there
         are no checkpoints.
 
-        If there are newer checkpoints, they are unreadable. They are moved to `<folder>-unreadable`, because the run will save
-        checkpoints of the same steps again. Raises ValueError if there are checkpoints but all are unreadable, or if the
-        checkpoint was saved with another configuration or other data.
+        Moves newer checkpoints, which are unreadable, to `<folder>-unreadable`, because the run will save checkpoints of the
+        same steps again. Raises ValueError if there are checkpoints but all are unreadable, or if the checkpoint was saved with
+        another configuration or other data.
 
         Args:
             abstract_state: pytree of `jax.ShapeDtypeStruct`; its shardings may differ from the saved ones.
@@ -226,10 +230,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         return step, loaded["state"], progress["key"], progress.get("memory"), about.get("unlogged", [])
 
     def restore_params(self, abstract_params, step: int | None = None):
-        """Returns (step, parameters) of the newest readable checkpoint, or None if there are no checkpoints. If `step` is given,
-        reads the checkpoint of this step, and raises ValueError if there is none. Skips the optimizer state. Logs a warning if
-        the checkpoint was saved with another configuration. Raises ValueError if the checkpoint contains parameters that the
-        model lacks, because a model without these parameters would compute something else."""
+        """Returns (step, parameters) of the newest readable checkpoint, or None if there are no checkpoints. If `step` is
+        given, reads the checkpoint of this step, and raises ValueError if there is none. Skips the optimizer state. Logs a
+        warning if the checkpoint was saved with another configuration. Raises ValueError if the checkpoint contains parameters
+        that the model lacks, because a model without these parameters would compute something else."""
         steps = self.steps()
         missing = f"{self.folder} has no checkpoint of step {step}; it has those of {', '.join(map(str, steps)) or 'none'}"
         require(step is None or step in steps, missing)
@@ -248,9 +252,9 @@ class Checkpoints(contextlib.AbstractContextManager):
         self, abstract: dict, partial: bool = False, only: int | None = None
     ) -> tuple[int, Any, Mapping[str, Any], Sequence[str]] | None:
         """Returns (step, arrays described by `abstract`, metadata, names of the saved parameters) of the newest readable
-        checkpoint, or None if there are no checkpoints. The sequence of names is empty unless `partial` is True. Raises
-        ValueError if there are checkpoints but none of them is readable. If `only` is given, reads no checkpoint of another
-        step."""
+        checkpoint, or None if there are no checkpoints. The sequence of names is empty unless `partial` is True. If `only` is
+        given, tries only the checkpoint of this step, otherwise the newest `MOST_TRIED` checkpoints. Raises ValueError if none
+        of them is readable."""
         steps = self.steps()[-MOST_TRIED:] if only is None else [only]
         for step in reversed(steps):
             path = self.folder / str(step)

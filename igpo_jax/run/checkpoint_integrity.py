@@ -78,9 +78,9 @@ def check_metadata(about: Mapping[str, Any], step: int) -> None:
 
 
 def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
-    """Checks the files of a checkpoint before Orbax reads them, see `check_files`. Raises ValueError if a JSON file has more than
-    `MOST_BYTES`, or if the arrays described by `abstract` are implausibly large for the size of the stored files. Orbax stores
-    compressed arrays, so a small file could otherwise unpack to arrays of zeros that fill the memory."""
+    """Checks the files of a checkpoint before Orbax reads them, see `check_files`. Raises ValueError if a JSON file has more
+    than `MOST_BYTES`, or if the arrays described by `abstract` are implausibly large for the size of the stored files. Orbax
+    stores compressed arrays, so a small file could otherwise unpack to arrays of zeros that fill the memory."""
     if isinstance(checkpoint, pathlib.Path):
         check_files(checkpoint, checkpoint.parents[2])
     sizes = all_files(checkpoint)
@@ -107,15 +107,16 @@ def steps_in(folder: pathlib.Path) -> list[int]:
 
 
 def check_names(folder: pathlib.Path) -> None:
-    """Raises ValueError if a folder of checkpoints contains a number that cannot be a step. Orbax would fail at it."""
+    """Raises ValueError if the name of a path in a folder of checkpoints is a number that cannot be a step. Orbax would fail at
+    such a name."""
     for path in folder.glob("*"):
         foreign = path.name.isnumeric() and not is_step(path.name)
         require(not foreign, f"{path}: {path.name[:50]} is not the step of a checkpoint; move it away")
 
 
 def read_metadata(checkpoint: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the metadata that was saved with a checkpoint, or None if the metadata is damaged or cannot be read. Does not
-    read the arrays of the checkpoint."""
+    """Returns the metadata that was saved with a checkpoint, or None if the metadata is missing or damaged. Raises BucketError
+    if the checkpoint is in a bucket and the request fails. Does not read the arrays of the checkpoint."""
     try:
         file = checkpoint / METADATA
         if isinstance(checkpoint, pathlib.Path):

@@ -96,7 +96,9 @@ class Experiment:
 
     @functools.cached_property
     def files(self) -> dict[str, str]:
-        """Hashes of the tokenizer and, if the whole run needs it for adapters or for the KL term, of the model in model.path."""
+        """Hashes of the files that the whole run needs. The hash of the tokenizer is always among them. The hash of the model
+        in model.path is among them if this model is the base of LoRA adapters, or if there is no supervised stage, so that the
+        model is the reference of the KL term."""
         needed = self.config.model.path and (self.config.lora or not self.config.sft.updates)
         base = {"base": network_digest(self.config.model.path)} if needed else {}
         return {"tokenizer": self.tokenizer.digest} | base
@@ -162,7 +164,7 @@ class Experiment:
 
     @functools.cached_property
     def _grading(self) -> ThreadPoolExecutor:
-        """Thread pool with one background thread, which waits until the grading processes have returned their results."""
+        """Thread pool with one background thread, which waits for the results of the grading processes."""
         return ThreadPoolExecutor(max_workers=1)
 
     def lack_of_verdicts(self, grades: Sequence[Grades]) -> str:
@@ -386,8 +388,9 @@ def _with_saved_attention(workdir: pathlib.Path, requested: ConfigDict) -> Confi
 def as_begun(workdir: pathlib.Path, values: ConfigDict) -> ConfigDict:
     """Returns the configuration `values` with the prompt buckets that the run began with. The fingerprint in the run's
     checkpoints was computed with these buckets. A run may continue with other buckets if the largest one stays the same,
-    because the others only change the amount of padding. The first buckets are in data.json if the buckets have changed since,
-    otherwise in config.json. Returns `values` itself if the buckets have never changed, or if the largest bucket differs."""
+    because the others only change the amount of padding. The original buckets are in data.json if the buckets have changed
+    since, otherwise in config.json. Returns `values` itself if the buckets have never changed, or if the largest bucket
+    differs."""
     data, config = (read_json(file) if file.is_file() else {} for file in (workdir / "data.json", workdir / "config.json"))
     with wrap_read_errors(f"{workdir / 'data.json'}, key prompt_buckets,"):
         first = tuple(data.get("prompt_buckets") or config.get("data", {}).get("prompt_buckets", ()))

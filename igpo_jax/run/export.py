@@ -75,7 +75,7 @@ def export_adapters(
     allow_nonfinite: bool = False,
 ) -> None:
     """Writes the LoRA adapters of a run's newest checkpoint in PEFT's format. Raises ValueError if the run has no adapters, or
-    if `restore_run` cannot load the run. `trust` and `allow_nonfinite` are arguments of `restore_run`."""
+    if `restore_run` cannot load the run. `trust` and `allow_nonfinite` are passed to `restore_run`."""
     run = restore_run(workdir, mesh, trust=trust, allow_nonfinite=allow_nonfinite)
     if run.adapters is None or run.config.lora is None:
         raise ValueError(f"{workdir} trained all parameters (lora.rank=0); there are no adapters to export")

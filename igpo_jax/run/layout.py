@@ -105,8 +105,8 @@ def rows_that_fit(model: ModelConfig, mesh: Mesh, decode: DecodeConfig, prompt_l
 
 def sampling_choices(config: Config, model: ModelConfig, mesh: Mesh, lengths: np.ndarray | None) -> Iterator[Choice]:
     """Yields every possible combination of a layout and a number of chunks. Leaves out a combination if the completions of a
-    chunk cannot be divided evenly over the copies of the weights. The arguments are those of `with_layout`. The configuration
-    must have passed `check_divisibility`."""
+    chunk cannot be divided evenly over the copies of the weights. `lengths` are the prompt lengths of the RL problems, see
+    `with_layout`. The configuration must have passed `check_divisibility`."""
     rl, evaluated = config.rl, config.evaluation.batch_size
     numbers = [n for n in range(1, rl.prompts + 1) if rl.prompts % n == 0 and rl.rollout_chunks in (0, n)]
     if rl.iterations:
@@ -140,8 +140,8 @@ def mesh_for_sampling(model: ModelConfig, lora: LoraConfig | None, mesh: Mesh, l
 
 def sampling_meshes(wanted: str, lora: LoraConfig | None, model: ModelConfig, mesh: Mesh) -> Iterator[tuple[str, Mesh]]:
     """Yields the name and the mesh of every layout that `wanted`, a value of sampler.layout, permits. All meshes contain the
-    same devices in the same order. Devices that share a copy of the weights are always in the same TPU slice or, if they are
-    GPUs, on the same host."""
+    same devices in the same order. With the layout "tensor", devices that share a copy of the weights are always in the same
+    TPU slice or, if they are GPUs, on the same host."""
     number = mesh.devices.size
     if wanted in ("auto", "train"):
         yield "train", mesh
@@ -159,8 +159,8 @@ def sampling_meshes(wanted: str, lora: LoraConfig | None, model: ModelConfig, me
 
 
 def _unit(device: Any) -> int:
-    """Returns a number that is equal for devices with fast links between them: the slice index of a TPU, or the process index
-    of another device."""
+    """Returns a number that is equal for devices with fast links between them. For a TPU, this is the slice index, and for
+    another device the process index."""
     return (getattr(device, "slice_index", None) or 0) if device.platform == "tpu" else device.process_index
 
 
@@ -170,7 +170,7 @@ def chip_of(mesh: Mesh) -> Chip:
 
 
 def usable_bytes(mesh: Mesh) -> float:
-    """Returns how many bytes of each device's memory estimates may fill."""
+    """Returns the largest estimate of a device's memory use, in bytes, that is assumed to fit into its memory."""
     memory = chip_of(mesh).memory_gib
     return (USABLE_OF_SMALL if memory < SMALL else USABLE) * memory * 2**30
 
@@ -180,9 +180,9 @@ def _evaluated(config: Config, rows: int) -> Load:
 
 
 def rollout_loads(config: Config, chunks: int, lengths: np.ndarray | None) -> list[tuple[Load, float]]:
-    """Returns a list of (batch size, number of batches) with one entry for each prompt bucket. The batch size is that of a
-    batch whose prompts are padded to this bucket. The number is the average number of such batches in a rollout. Second
-    attempts are not counted."""
+    """Returns a list of (load, number of batches) with one entry for each prompt bucket. The load describes a batch whose
+    prompts are padded to this bucket. The number is the average number of such batches in a rollout. Second attempts are not
+    counted. `lengths` are the prompt lengths of the RL problems, see `with_layout`."""
     rl, buckets = config.rl, config.data.prompt_buckets
     fitting = np.zeros(0) if lengths is None else lengths[lengths <= buckets[-1]]
     lengths = fitting if fitting.size else np.array(buckets[-1:])

@@ -41,9 +41,9 @@ ROLLOUT_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 class MetricsWriter(contextlib.AbstractContextManager):
     """Appends records to the logs of a run, on process 0 only. A record is one line of a JSON Lines file. When a run resumes at
     `step`, the constructor removes all records of later steps. If `starting` names a stage, the constructor also removes all
-    records of this stage. If only the metrics or only the verdicts of an evaluation were logged, the constructor removes them,
-    because the resumed run repeats this evaluation. Therefore the logs of a resumed run equal those of an uninterrupted run.
-    `upload` is called whenever a checkpoint is about to be saved, see `run.bucket_runs`."""
+    records of this stage. If the logs contain only the metrics or only the verdicts of the evaluation at `step`, the
+    constructor removes them, because the resumed run repeats this evaluation. Therefore the logs of a resumed run equal those
+    of an uninterrupted run. `upload` is called whenever a checkpoint is about to be saved, see `run.bucket_runs`."""
 
     def __init__(
         self,
@@ -89,8 +89,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
             self._events.close()
 
     def sums(self) -> dict[str, list[int]]:
-        """Makes sure that all log lines are on the disk, and in the bucket if the run's folder is in one. Returns {file name: [size
-        in bytes, CRC-32]} with an entry for each log. Returns {} on processes other than 0."""
+        """Makes sure that all log lines are on the disk, and in the bucket if the run's folder is in one. Returns {file name:
+        [size in bytes, CRC-32]} with an entry for each log. Returns {} on processes other than 0."""
         for file in self._files.values():
             try:
                 os.fsync(file.fileno())
@@ -195,9 +195,9 @@ def _rows(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
 
 
 def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Returns the records in metrics.jsonl, rollouts.jsonl or evaluations.jsonl, in the same way as `read_rows`. Also raises
-    ValueError for a record that `MetricsWriter` would not write. Examples are a record without a step and a metric that is not
-    a number."""
+    """Returns the records in metrics.jsonl, rollouts.jsonl or evaluations.jsonl. Like `read_rows`, returns [] for a missing
+    file, skips a truncated last line, and raises ValueError for other malformed lines. Also raises ValueError for a record that
+    `MetricsWriter` would not write, such as a record without a step, or with a metric that is not a number."""
     rows, name = list[dict[str, Any]](), pathlib.Path(path).name
     for number, row in enumerate(_rows(path), 1):
         step, stage, correct = row.get("step"), row.get("stage"), row.get("correct")

@@ -15,10 +15,10 @@ from igpo_jax.training.policy import Policy
 
 
 def with_microbatches(config: Config, model: ModelConfig, mesh: Mesh) -> Config:
-    """Returns the configuration. If rl.microbatches is 0, it is replaced by the smallest number of microbatches with which an
-    update is estimated to fit into memory. If no number makes the update fit, it is replaced by the number that needs the least
-    memory. Fewer microbatches are faster on a mesh that shards the weights, because the weights are gathered again for every
-    microbatch."""
+    """Returns the configuration with rl.microbatches replaced if it is 0. The chosen value is the smallest number of
+    microbatches with which an update is estimated to fit into memory. If no number makes the update fit, it is the number that
+    needs the least memory. Fewer microbatches are faster on a mesh that shards the weights, because the weights are gathered
+    again for every microbatch."""
     rl, rows = config.rl, batch_size_divisor(mesh)
     if rl.microbatches:
         return config

@@ -1,5 +1,6 @@
-"""Checks a run's folder before the run continues: no files and no log lines may be missing, and no symbolic link may lead out of
-the folder. Without these checks, the run could delete lines of its logs, mix two configurations, or write elsewhere."""
+"""Checks a run's folder before the run continues: no files and no log lines may be missing, and no symbolic link may lead out
+of the folder. Without these checks, the run could delete lines of its logs, mix two configurations, or write outside of its
+folder."""
 
 import io
 import itertools
@@ -25,8 +26,8 @@ def has_checkpoints(workdir: pathlib.Path) -> bool:
 
 
 def check_links(workdir: pathlib.Path) -> None:
-    """Raises ValueError if a symbolic link in the run's folder leads out of this folder. The folder may come from a stranger,
-    and the run would write through the link. The run's folder itself may be a link."""
+    """Raises ValueError if a symbolic link in the run's folder leads out of this folder. The folder may come from an untrusted
+    source, and the run would write to the target of the link. The run's folder itself may be a link."""
     saved = workdir / "checkpoints"
     for folder in (workdir / "tensorboard", *map(workdir.joinpath, LOGS), saved, *saved.glob("*"), *saved.glob("*/*")):
         place = f"{folder} leads to {os.path.realpath(folder)}, outside of the run"
@@ -47,9 +48,9 @@ def check_identities(workdir: pathlib.Path, identities: Mapping[str, Mapping[str
 
 
 def check_logs(workdir: pathlib.Path, checkpoint: pathlib.Path) -> None:
-    """Raises ValueError if a log has lost or changed lines that it had when the given checkpoint was saved. The metadata of the
-    checkpoint contains the size and the CRC-32 of each log (see `MetricsWriter.sums`). Checkpoints that were saved by earlier
-    versions of this package do not contain them, so their logs are not checked."""
+    """Raises ValueError if lines that a log had when the given checkpoint was saved are missing or have changed. The metadata
+    of the checkpoint contains the size and the CRC-32 of each log (see `MetricsWriter.sums`). Checkpoints that were saved by
+    earlier versions of this package do not contain them, so their logs are not checked."""
     for name, (size, crc) in (read_metadata(checkpoint) or {}).get("logs", {}).items():
         file = workdir / name
         if _crc_of_beginning(file, size) == crc:
@@ -70,8 +71,8 @@ def _crc_of_beginning(file: pathlib.Path, size: int) -> int:
 
 
 def check_stages(workdir: pathlib.Path, config: Config, accept_loss: bool) -> None:
-    """Calls `check_stage` for each stage of the run. The argument `done` is the step of the stage's newest checkpoint, even if
-    this checkpoint is unreadable."""
+    """Calls `check_stage` for each stage of the run. Passes the step of the stage's newest checkpoint as `done`, even if this
+    checkpoint is unreadable."""
     for stage, total in {"sft": config.sft.updates, "rl": config.rl.iterations}.items():
         if total:
             check_stage(workdir, config, stage, max(steps_in(checkpoints_of(workdir) / stage), default=None), accept_loss)

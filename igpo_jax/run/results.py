@@ -115,9 +115,10 @@ def _rollout_means(rollouts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def rescue_rate(rollouts: list[dict[str, Any]]) -> float | None:
-    """Returns the share of all-wrong groups for which a second attempt with hints gave a correct completion. A group is all
-    completions of one problem, and it is all-wrong if none of them is correct. Returns None if there are no all-wrong
-    groups."""
+    """Returns the share of all-wrong groups that were rescued, which means that a second attempt with hints gave a correct
+    completion. A group consists of the completions of one problem in a rollout. It is all-wrong if none of them is correct.
+    `rollouts` are rows of metrics.jsonl. Rows without a rescue rate or without a share of all-wrong groups are left out.
+    Returns None if the remaining rows have no all-wrong groups."""
     keys = "hint/rescue_rate", "groups/all_wrong_before"
     tried = [row for row in rollouts if all(row.get(key) is not None for key in keys)]
     groups = [row["groups/all_wrong_before"] for row in tried]

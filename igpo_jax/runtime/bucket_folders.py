@@ -1,7 +1,7 @@
-"""Folders in a bucket that are written, such as gs://BUCKET/RUN.
+"""Writes folders in a bucket, such as gs://BUCKET/RUN.
 
-Objects in a bucket cannot be appended to. A process therefore works in a copy of the folder on its own disk, and process 0
-uploads the files that have changed, every `UPLOAD_SECONDS` and at the end."""
+A process works in a copy of the folder on its own disk, because objects in a bucket cannot be appended to. Process 0 uploads
+the files that have changed, every `UPLOAD_SECONDS` and at the end."""
 
 import atexit
 import contextlib
@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 
 
 def copy_of(address: str, user: str) -> pathlib.Path:
-    """Returns the folder on this machine for the copy of a folder in a bucket. `user` keeps copies apart that are used at the
-    same time. `address_of` is the inverse of this function."""
+    """Returns the path on this machine for the copy of a folder in a bucket. Copies that are used at the same time need
+    different values of `user`, which is a part of the path. `address_of` is the inverse of this function."""
     parts = address.removeprefix("gs://").rstrip("/").split("/")
     require(len(parts) > 1, f"{address} is a bucket; give a folder in it, such as {address.rstrip('/')}/run")
     for part in parts:
@@ -54,13 +54,15 @@ def copy_of(address: str, user: str) -> pathlib.Path:
 
 
 def address_of(folder: pathlib.Path) -> str:
-    """Returns the address in a bucket that a folder on this machine is a copy of, or the path itself if it is no copy."""
+    """Returns the address of the folder in a bucket of which `folder` is the copy. If `folder` is not a copy, returns its
+    path."""
     copies = copies_folder()
     return "gs://" + "/".join(folder.relative_to(copies).parts[1:]) if folder.is_relative_to(copies) else str(folder)
 
 
 def download(folder: pathlib.Path, names: Collection[str]) -> None:
-    """Downloads files from the bucket into the copy `folder`. Deletes files that the bucket does not have."""
+    """Downloads the files `names` from the bucket into the copy `folder`. If the bucket does not have one of these files,
+    deletes it from the copy."""
     files = filesystem()
     files.invalidate_cache()
     for name in names:
@@ -77,8 +79,8 @@ def download(folder: pathlib.Path, names: Collection[str]) -> None:
 
 
 def result_names(address: str) -> list[str]:
-    """Returns the names of the files with results in a folder of a bucket and in its subfolders. Raises ValueError if they have
-    more than `MOST_DOWNLOADED` bytes."""
+    """Returns the names of the result files (.json and .jsonl) in a folder of a bucket and in its direct subfolders. Raises
+    ValueError if these files have more than `MOST_DOWNLOADED` bytes together."""
     sizes = {name: size for name, size in sizes_in(address).items() if name.endswith(RESULTS) and name.count("/") <= 1}
     for name in sizes:
         for part in name.split("/"):
@@ -88,8 +90,8 @@ def result_names(address: str) -> list[str]:
 
 
 def local_results(path: str | os.PathLike) -> pathlib.Path:
-    """Returns the path on this machine of a file or folder with results. If `path` is an address in a bucket, downloads them
-    first."""
+    """Returns the path on this machine of a result file, or of a folder with result files (.json and .jsonl). If `path` is an
+    address in a bucket, downloads these files first."""
     if not is_address(path):
         return pathlib.Path(path)
     address = os.fspath(path).rstrip("/")
@@ -104,11 +106,11 @@ def local_results(path: str | os.PathLike) -> pathlib.Path:
 
 
 class Uploader(contextlib.AbstractContextManager):
-    """Context manager that uploads changed files of a copy to the bucket every `UPLOAD_SECONDS`, and at the end.
+    """Context manager that uploads the changed files of a copy to the bucket every `UPLOAD_SECONDS`, and at the end.
 
     Args:
         patterns: which files to upload, as arguments of `Path.glob`.
-        check: function that raises an error if this process may not write any more."""
+        check: function that raises an error if this process is no longer allowed to write into the bucket."""
 
     def __init__(self, folder: pathlib.Path, patterns: Collection[str], check: Callable[[], None]):
         self._folder, self._patterns, self._check = folder, patterns, check
@@ -130,7 +132,8 @@ class Uploader(contextlib.AbstractContextManager):
             log.warning("%s; what was not uploaded is in %s until the command is started again", error, copies_folder())
 
     def upload(self) -> None:
-        """Uploads the files that have changed. Raises ValueError if this fails, or if this process has lost the folder's lock."""
+        """Uploads the files that have changed. Raises ValueError if this fails, or if this process has lost the folder's
+        lock."""
         with self._alone:
             self._check()
             for path, stamp in self._files():
@@ -140,8 +143,8 @@ class Uploader(contextlib.AbstractContextManager):
                     self._uploaded[path] = stamp
 
     def _files(self) -> list[tuple[pathlib.Path, tuple[int, int]]]:
-        """Returns the files of the copy with their sizes and times of change. config.json is the last one, because a folder with
-        this file counts as a run or as a model."""
+        """Returns the files of the copy with their sizes and times of change. config.json is the last one, because a folder
+        with this file counts as a run or as a model."""
         complete = (path for path in _files_of(self._folder, self._patterns) if path.suffix != ".partial")
         files = sorted(complete, key=lambda path: (path.name == "config.json", path))
         return [(path, (path.stat().st_size, path.stat().st_mtime_ns)) for path in files]
@@ -164,10 +167,11 @@ def _files_of(folder: pathlib.Path, patterns: Collection[str]) -> set[pathlib.Pa
 
 @contextlib.contextmanager
 def opened_copy(folder: pathlib.Path, names: Collection[str] | None, patterns: Collection[str]) -> Iterator[Callable[[], None]]:
-    """Context manager in whose body this process alone writes into the folder in a bucket of which `folder` is the copy. Makes the
-    copy anew, with the files `names` of the bucket, or with its `result_names`. Yields a function that uploads changed files.
+    """Context manager that holds the lock of a folder in a bucket, so that no other process writes into it. `folder` is the
+    path of its copy on this machine, which is made anew. Yields a function that uploads changed files.
 
     Args:
+        names: files to download into the copy. None means all files in `result_names`.
         patterns: which files belong to the copy, as arguments of `Path.glob`."""
     with BucketLock(address_of(folder)) as lock:
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,9 +184,9 @@ def opened_copy(folder: pathlib.Path, names: Collection[str] | None, patterns: C
 
 @contextlib.contextmanager
 def opened_output(path: str | os.PathLike) -> Iterator[tuple[pathlib.Path, Callable[[], None]]]:
-    """Context manager in whose body this process alone writes into the folder `path`, which may be in a bucket. Yields the folder
-    on this machine, which has the results of the bucket, and a function that uploads changed files. Raises ValueError if the last
-    upload fails."""
+    """Context manager that keeps other processes from writing into the folder `path`, which may be in a bucket. Yields the
+    folder on this machine and a function that uploads changed files. If `path` is in a bucket, the yielded folder is a copy
+    that contains the bucket's result files. Raises ValueError if the last upload fails."""
     if not is_address(path):
         with locked(path):
             yield pathlib.Path(path), lambda: None
@@ -196,9 +200,10 @@ def opened_output(path: str | os.PathLike) -> Iterator[tuple[pathlib.Path, Calla
 
 @contextlib.contextmanager
 def new_bucket_folder(address: str) -> Iterator[pathlib.Path]:
-    """Context manager that yields an empty folder on this machine, the copy of a new folder in a bucket. Uploads its files if the
-    body ends without an error. Otherwise, deletes what the body has written to the bucket. All processes must enter it, and only
-    process 0 has files. Raises ValueError if the folder in the bucket has objects already, or if another process is writing it."""
+    """Context manager that yields an empty folder on this machine, the copy of a new folder in a bucket. If the body ends
+    without an error, uploads the files of the copy. Otherwise, deletes all objects of the folder in the bucket. All processes
+    must enter this context manager, but only process 0 may write files into the yielded folder. Raises ValueError if the folder
+    in the bucket has objects already, or if another process is writing it."""
     folder, lock = copy_of(address, f"new-{jax.process_index()}"), None
     with contextlib.ExitStack() as held:
         with raise_on_all_hosts():
@@ -224,7 +229,8 @@ def new_bucket_folder(address: str) -> Iterator[pathlib.Path]:
 
 
 def _delete_objects(address: str, lock: BucketLock | None) -> None:
-    """Deletes the objects of a folder, unless the lock belongs to another process. Logs a warning if this fails."""
+    """Deletes the objects of a folder in a bucket, except its lock. Logs a warning instead if another process has taken the
+    lock over, or if a request fails. Does nothing if `lock` is None."""
     try:
         if lock:
             lock.check()
@@ -238,8 +244,9 @@ def _delete_objects(address: str, lock: BucketLock | None) -> None:
 
 @contextlib.contextmanager
 def opened_by_all(path: str | os.PathLike) -> Iterator[tuple[pathlib.Path, Callable[[], None]]]:
-    """Like `opened_output`, for a job of several processes, which all enter this context manager. Only process 0 writes. If the
-    folder is in a bucket, the folders of the others are places for `share_files`."""
+    """Context manager like `opened_output` for a job of several processes. All processes must enter it, but only process 0
+    writes. If `path` is in a bucket, each of the other processes gets its own local folder, into which `share_files` can
+    download files."""
     folder, upload = pathlib.Path(path), lambda: None
     with contextlib.ExitStack() as held:
         with raise_on_all_hosts():
@@ -251,11 +258,11 @@ def opened_by_all(path: str | os.PathLike) -> Iterator[tuple[pathlib.Path, Calla
 
 
 def share_files(folder: pathlib.Path, names: Collection[str], upload: Callable[[], None]) -> None:
-    """Makes files that process 0 has written into `folder` visible to all processes. Raises ValueError if that is not
-    possible.
+    """Makes the files `names`, which process 0 has written into `folder`, visible to all processes. Raises ValueError if this
+    is not possible.
 
     Args:
-        upload: function that uploads the changed files of process 0, if the folder is a copy of one in a bucket."""
+        upload: function that uploads the changed files of process 0, if `folder` is the copy of a folder in a bucket."""
     if not is_address(address_of(folder)):
         check_shared(folder)
         return

@@ -23,13 +23,14 @@ log = logging.getLogger(__name__)
 
 
 class BucketLock(contextlib.AbstractContextManager):
-    """Context manager that holds the lock `address`/.lock, an object in a bucket. Storage creates the object only if it does not
-    exist, so that only one process succeeds. The holder writes the object again every `HEARTBEAT` seconds, on condition that
-    nobody else has written it.
+    """Context manager that holds the lock `address`/.lock, an object in a bucket. The storage service creates the object only
+    if it does not exist, so that only one process succeeds. The holder writes the object again every `HEARTBEAT` seconds, on
+    condition that nobody else has written it.
 
     If the lock is taken, waits for up to `PATIENCE` seconds. If the holder writes the lock meanwhile, raises a ValueError that
-    names it. Otherwise the holder is gone, as after a preemption, and the lock is taken over. No clocks are compared. If the
-    holder was a process of this machine (or of this container) that has ended, the lock is taken over at once."""
+    names the holder. Otherwise, takes the lock over, because the holder has ended, for example by a preemption. Clocks of
+    different machines are not compared. If the holder was a process of this machine (or of this container) that has ended, the
+    lock is taken over at once."""
 
     def __init__(self, address: str):
         self._object = f"{address}/.lock"
@@ -70,7 +71,8 @@ class BucketLock(contextlib.AbstractContextManager):
             self._delete(generation)
 
     def _wait(self, generation: str, holder: dict[str, Any]) -> None:
-        """Waits until the holder counts as gone. Raises ValueError if the holder writes the lock again."""
+        """Waits until the lock is deleted, or until its holder has not written it for `PATIENCE` seconds. Raises ValueError if
+        the holder writes the lock again."""
         log.warning("%s is held by %s; waiting %d seconds for a sign of it", self._object, describe_holder(holder), PATIENCE)
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
@@ -104,8 +106,8 @@ class BucketLock(contextlib.AbstractContextManager):
                     self._generation = generation
 
     def _write(self, generation: str) -> str | None:
-        """Writes the lock if it has the given generation, which is "0" if it does not exist. Returns its new generation, or None
-        if it has another generation."""
+        """Writes the lock on condition that it has the given generation. The generation "0" means that the lock does not exist.
+        Returns the new generation of the lock, or None if the condition is not met."""
         files = filesystem()
         bucket, name, _ = files.split_path(self._object)
         content = json.dumps(this_process() | {"machine": _machine(), "beat": time.time_ns()}).encode()
@@ -151,7 +153,7 @@ class BucketLock(contextlib.AbstractContextManager):
 
 def _machine() -> str:
     """Returns a text that differs between machines, between starts of a machine, and between containers, whose process ids are
-    independent of each other. Returns a random text if it cannot be found out."""
+    independent of each other. On systems other than Linux, where this information is missing, returns a random text."""
     try:
         return f"{pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:  # not Linux

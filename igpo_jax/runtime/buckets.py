@@ -37,11 +37,13 @@ _repeated = 0
 
 
 class BucketError(OSError, ValueError):
-    """A request to a bucket has failed. As an OSError, it is told from an object that is damaged."""
+    """Exception for a failed request to a bucket. It is an OSError, so that a failed request can be distinguished from a
+    damaged object."""
 
 
 def check_download(found: dict[str, Any]) -> None:
-    """Raises ValueError if an object, described by gcsfs's `info`, is a folder or may fill the disk when it is downloaded."""
+    """Raises ValueError if an object should not be downloaded: if it is a folder, has more than `MOST_DOWNLOADED` bytes, or is
+    stored with a content encoding. `found` is the description of the object by gcsfs's `info`."""
     require(found["type"] == "file", "it is a folder")
     require(found["size"] <= MOST_DOWNLOADED, f"it has more than {MOST_DOWNLOADED >> 30} GiB")
     encoded = "it is stored with a content encoding, which changes its size; upload it as it is, such as NAME.jsonl.gz"
@@ -57,8 +59,8 @@ def is_address(path: str | os.PathLike) -> bool:
 
 
 def path_of(path: str | os.PathLike) -> Any:
-    """Returns a path as a pathlib.Path or, if it is an address in a bucket, as an epath.Path, which has the same methods. The id of
-    a model in Hugging Face's cache becomes the path of the model's folder, see `local_folder`."""
+    """Returns a path as a pathlib.Path or, if it is an address in a bucket, as an epath.Path, which has the same methods. The
+    id of a model in Hugging Face's cache becomes the path of the model's folder, see `local_folder`."""
     if not is_address(path):
         return local_folder(path)
     from etils import epath
@@ -140,9 +142,9 @@ def _small_files(address: str) -> pathlib.Path:
 
 def small_files(path: str | os.PathLike) -> pathlib.Path:
     """Returns a folder on this machine with the files of a model's folder that are not weights. For a folder in a bucket, these
-    files are downloaded to the user's cache, once per process and only if they have changed. Files of more than `MOST_BYTES` are
-    left out. All other paths are those of `path_of`. Raises ValueError if the files have more than `MOST_SMALL` bytes together, or
-    if one cannot be read."""
+    files are downloaded to the user's cache, once per process and only if they have changed. Files of more than `MOST_BYTES`
+    are left out. Raises ValueError if the files have more than `MOST_SMALL` bytes together, or if one cannot be read. If `path`
+    is not an address in a bucket, returns `local_folder(path)`."""
     return _small_files(os.fspath(path).rstrip("/")) if is_address(path) else local_folder(path)
 
 
@@ -162,14 +164,14 @@ def is_folder(path: str | os.PathLike) -> bool:
 
 
 def require_model(path: str | os.PathLike, key: str) -> None:
-    """Raises ValueError if there is no folder `path`, and no model of this name in Hugging Face's cache. The message names `key`,
-    the flag or configuration key that has the path as its value, and how to get a model."""
+    """Raises ValueError if there is no folder `path`, and no model of this name in Hugging Face's cache. The message names
+    `key`, the flag or configuration key that has the path as its value, and how to get a model."""
     require(is_folder(path), f"{key}: there is no folder {str(path)!r}{how_to_get(path, key)}")
 
 
 def names_in(folder: Any) -> list[str]:
-    """Returns the names of the files and folders in a folder of a bucket, an epath.Path, or [] if it does not exist. Raises
-    BucketError if the bucket cannot be read."""
+    """Returns the names of the files and folders in `folder`, an epath.Path in a bucket. Returns [] if the folder does not
+    exist. Raises BucketError if the bucket cannot be read."""
     files = filesystem()
     with explained_errors(str(folder), "list"):
         try:
@@ -217,12 +219,13 @@ def size_of(file: Any) -> int:
 
 
 def copies_folder() -> pathlib.Path:
-    """Returns the folder on this machine for the copies of folders in buckets, see run/bucket_runs.py."""
+    """Returns the folder on this machine that contains the copies of folders in buckets, see run/bucket_runs.py."""
     return user_cache().absolute() / "bucket_runs"
 
 
 def with_addresses(text: str) -> str:
-    """Replaces the paths of copies in a message by the addresses in the bucket, which the user knows."""
+    """Replaces the paths of copies in a message by the addresses of the copied folders in the bucket, because users know only
+    the addresses."""
     return re.sub(rf"{re.escape(str(copies_folder()))}/[^/]+/", "gs://", text)
 
 
@@ -288,7 +291,7 @@ def _repeating(request: Callable[..., Awaitable]) -> Callable[..., Awaitable]:
 
 
 def be_patient() -> None:
-    """Makes failed requests of this process be repeated for `RUN_PATIENCE` instead of `COMMAND_PATIENCE` seconds."""
+    """Makes this process repeat failed requests for `RUN_PATIENCE` seconds instead of `COMMAND_PATIENCE` seconds."""
     global _patience
     _patience = RUN_PATIENCE
 
@@ -306,8 +309,9 @@ def account() -> str:
 
 @contextlib.contextmanager
 def explained_errors(address: str, operation: str) -> Iterator[None]:
-    """Context manager for requests to a bucket. Turns errors into a BucketError with one line that names the address, the
-    operation and the account, or into such a ValueError if there is no such object or if a check of this package has failed."""
+    """Context manager for requests to a bucket. Replaces every error by a BucketError whose message is one line with the
+    address, the operation, the account and the reason. If there is no such object or bucket, or if a check of this package has
+    failed, raises a ValueError with the same kind of message instead."""
     try:
         yield
     except Exception as error:  # gcsfs raises errors of its HTTP client, of its credentials, and its own
@@ -330,8 +334,8 @@ def sizes_in(address: str) -> dict[str, int]:
 
 
 def all_files(folder: Any) -> dict[Any, int]:
-    """Returns the files in a folder and its subfolders with their sizes in bytes. The folder, which may be in a bucket, need not
-    exist."""
+    """Returns the files in a folder and its subfolders with their sizes in bytes. The folder, which may be in a bucket, need
+    not exist."""
     if isinstance(folder, pathlib.Path):
         return {file: file.stat().st_size for file in folder.rglob("*") if file.is_file()}
     return {folder / name: size for name, size in sizes_in(str(folder)).items()}

@@ -54,7 +54,8 @@ BFLOAT16_MAJOR = 8  # first compute capability (Ampere) with units for bfloat16
 
 
 def cuda_major(device: Any) -> int:
-    """Returns the major number of an NVIDIA GPU's compute capability, and 0 for other devices, given a `jax.Device`."""
+    """Returns the major number of a GPU's compute capability. `device` is a `jax.Device`. Returns 0 if it is not an NVIDIA
+    GPU."""
     capability = getattr(device, "compute_capability", "")  # "9.0", or a name such as gfx942 for AMD's GPUs
     major = capability.partition(".")[0]
     return int(major) if major.isdecimal() else 0

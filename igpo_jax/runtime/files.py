@@ -1,5 +1,5 @@
-"""Utilities for files: atomic writes, strict JSON, protection against files from strangers, and a check that an output folder
-is reused only with equal settings."""
+"""Utilities for files: atomic writes, strict JSON, protection against untrusted files, and a check that an output folder is
+reused only with equal settings."""
 
 import contextlib
 import errno
@@ -90,7 +90,7 @@ def require_file(file: pathlib.Path) -> None:
 
 def require_plain_name(name: Any, place: object) -> None:
     """Raises a ValueError that names `place` if `name` is not a file name without folders. Every file name that is read from a
-    file must be checked in this way. Otherwise, a file from a stranger could name any file of the user."""
+    file must be checked in this way. Otherwise, an untrusted file could name any file of the user."""
     parts = isinstance(name, str) and name.isprintable() and not {"/", "\\"} & set(name) and name not in ("", ".", "..")
     require(parts and len(name.encode()) <= 255, f"{place}: {repr(name)[:100]} is not a plain file name")
 
@@ -129,7 +129,8 @@ def folder_size(folder: pathlib.Path) -> int:
 
 
 def _stored_bytes(file: pathlib.Path) -> int:
-    """Returns the size of a file in bytes without its first `MOST_HOLES` holes and what follows them."""
+    """Returns how many bytes of a file are outside of its holes. If the file has more than `MOST_HOLES` holes, the data after
+    them is not counted. If the file system cannot report holes, returns the size of the file."""
     with file.open("rb") as opened:
         number = opened.fileno()
         size, end, total = os.fstat(number).st_size, 0, 0
@@ -193,9 +194,9 @@ def is_inside(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
 
 
 def require_links_inside(folder: pathlib.Path) -> None:
-    """Raises ValueError if a symbolic link in `folder` leads out of the folder. The folder may come from a stranger. Without
-    this check, a command that copies its files could copy private files, and a command that writes its files could write
-    elsewhere."""
+    """Raises ValueError if a symbolic link in `folder` leads out of the folder, which may come from an untrusted source.
+    Without this check, a command that copies the folder's files could copy private files, and a command that writes the
+    folder's files could write outside of the folder."""
     for place, folders, files in os.walk(folder):
         for path in (pathlib.Path(place, name) for name in (*folders, *files)):
             if path.is_symlink() and not is_inside(path, folder):
@@ -203,15 +204,15 @@ def require_links_inside(folder: pathlib.Path) -> None:
 
 
 def hub_blobs(path: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the folder of blobs that a snapshot in Hugging Face's cache links to, if `path` is in such a snapshot, otherwise
-    []."""
+    """Returns the folder of blobs to which the links in a model's snapshot in Hugging Face's cache lead, as a list of one path.
+    Returns [] if `path` is not in such a snapshot."""
     real = pathlib.Path(os.path.realpath(path))
     return [place.parents[1] / "blobs" for place in (real, *real.parents) if place.parent.name == "snapshots"]
 
 
 def open_without_links(path: pathlib.Path, mode: str, encoding: str | None = None) -> IO[Any]:
-    """Opens a file for writing, in a folder that may come from a stranger. If the path is a symbolic link, replaces the link by
-    a new file, because the link may lead to any file of the user. Raises OSError if the path is a named pipe."""
+    """Opens a file for writing, in a folder that may come from an untrusted source. If the path is a symbolic link, replaces
+    the link by a new file, because the link may lead to any file of the user. Raises OSError if the path is a named pipe."""
     if path.is_symlink():
         path.unlink(missing_ok=True)
     added = os.O_NOFOLLOW | os.O_NONBLOCK  # the second keeps a pipe from blocking

@@ -93,11 +93,11 @@ def keep_freed_memory() -> None:
 
 def cache_compiled_programs() -> None:
     """Caches compiled programs in JAX_COMPILATION_CACHE_DIR or, if this variable is not set, in the user's cache. Programs that
-    compile in less than a second are not cached. In the user's cache, each kind of device has its own folder, and so has each
+    compile in less than a second are not cached. The user's cache has a separate folder for each kind of device, and for each
     kind of CPU, because a program that was compiled for another kind may crash.
 
-    The cache is not in the run's folder for two reasons: the folder may come from a stranger, whose programs must not be
-    executed, and cached programs contain paths of this machine."""
+    The cache is not in the run's folder for two reasons: the folder may come from an untrusted source, whose programs must not
+    be executed, and cached programs contain paths of this machine."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         kind = jax.devices()[0].device_kind.replace(" ", "-")
         if kind == "cpu":

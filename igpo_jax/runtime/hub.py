@@ -1,5 +1,5 @@
-"""Finds models by their ids on the Hugging Face hub, such as GSAI-ML/LLaDA-8B-Instruct, in the hub's cache on this machine. Never
-uses the network."""
+"""Finds models by their ids on the Hugging Face hub, such as GSAI-ML/LLaDA-8B-Instruct, in the hub's cache on this machine.
+Never uses the network."""
 
 import functools
 import os
@@ -30,7 +30,8 @@ def _snapshot(hub_id: str) -> pathlib.Path:
 
 
 def how_to_get(path: str | os.PathLike, key: str) -> str:
-    """Returns the end of an error message about a missing folder `path`, the value of `key`, that should have a model."""
+    """Returns the end of an error message about a missing model folder, which says how to get a model. `path` is the missing
+    folder, and `key` is the flag or configuration key that has it as its value."""
     missing, hub_id = "; for example,", EXAMPLE
     if HUB_ID.fullmatch(os.fspath(path)) and not pathlib.Path(path).parent.is_dir():  # otherwise, probably a folder here
         missing, hub_id = " and no complete model of this name in the Hugging Face cache; if it is on the hub,", os.fspath(path)

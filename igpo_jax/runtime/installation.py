@@ -16,7 +16,7 @@ def python_command(module: str) -> list[str]:
 
 
 def command_igpo() -> str:
-    """Returns how the command igpo of this installation is called in the working folder."""
+    """Returns the name or path by which the command igpo of this installation can be called in the working folder."""
     script = pathlib.Path(sys.executable).with_name("igpo")
     if shutil.which("igpo") or not script.is_file():
         return "igpo"
@@ -25,7 +25,7 @@ def command_igpo() -> str:
 
 
 def install_command(extras: str) -> str:
-    """Returns the pip command that installs optional dependencies (extras), such as "data" or "cuda,report". The command for a
-    clone of the repository differs from the command for an installed wheel, which has no setup.py."""
+    """Returns the pip command that installs optional dependencies (extras), such as "data" or "cuda,report". In a clone of the
+    repository, which is recognized by its setup.py, the command installs the package from the clone."""
     is_clone = (PACKAGE.parent / "setup.py").is_file()
     return f'pip install -e ".[{extras}]" in the folder of the repository' if is_clone else f'pip install "igpo_jax[{extras}]"'

@@ -1,8 +1,8 @@
 """Makes SIGINT (^C), SIGTERM and SIGHUP end a command at any moment, with a message of one line. Imports only the standard
 library, so that a command can call `install` before its slow imports.
 
-Python runs signal handlers in the main thread, between two bytecodes, so a handler would wait until a running compilation is
-finished. A thread therefore reads the signals from a pipe. It ends the process with os._exit, because the interpreter's orderly
+A thread reads the signals from a pipe. A signal handler would wait until a running compilation is finished, because Python runs
+handlers in the main thread, between two bytecodes. The thread ends the process with os._exit, because the interpreter's orderly
 shutdown crashes while threads of XLA are running."""
 
 import atexit
@@ -57,7 +57,7 @@ def watch() -> None:
 
 def call_instead(action: Callable[[int], None] | None) -> None:
     """Sets a function that the first signal calls instead of ending the process. The function is called in another thread with
-    the signal's number. If `action` is None, the first signal ends the process again."""
+    the signal's number. If `action` is None, removes the function, so that the first signal ends the process."""
     global _instead
     _instead = action
 
@@ -69,8 +69,8 @@ def first_signal() -> int | None:
 
 @contextlib.contextmanager
 def before_end(action: Callable[[], None]) -> Iterator[None]:
-    """Context manager that registers `action` for its body. If a signal ends the process, a thread calls `action` before the end,
-    and the process waits for this call. If a second signal comes during the call, the process stops waiting for it, calls
+    """Context manager that registers `action` for its body. If a signal ends the process, a thread calls `action` before the
+    end, and the process waits for this call. If a second signal comes during the call, the process stops waiting for it, calls
     `action` again, and waits at most `PATIENCE` seconds for the second call."""
     _cleanups.append(action)
     try:
@@ -80,8 +80,8 @@ def before_end(action: Callable[[], None]) -> Iterator[None]:
 
 
 def _ignore() -> None:
-    """Ignores signals while the interpreter shuts down, because all work is done. Otherwise, Python would restore the default
-    actions, and a signal would kill the process."""
+    """Ignores signals while the interpreter shuts down, when the command has already finished. Otherwise, Python would restore
+    the default actions, and a signal would kill the process."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

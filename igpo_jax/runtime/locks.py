@@ -126,7 +126,7 @@ def _refusal(path: pathlib.Path, holder: dict[str, Any], stale_possible: bool) -
 
 
 def describe_holder(holder: dict[str, Any]) -> str:
-    """Describes the process that wrote `holder` into a lock. `holder` is {} if it is unknown."""
+    """Describes the process that wrote `holder` into a lock. If this process is unknown, `holder` is {}."""
     if not holder:
         return "another process"
     return f"process {holder['pid']} on {holder.get('host')}, started {holder.get('started')}: {holder.get('command')}"

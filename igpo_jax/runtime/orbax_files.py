@@ -1,4 +1,4 @@
-"""Checks of folders that Orbax reads and that may come from strangers."""
+"""Checks folders that Orbax reads and that may come from untrusted sources."""
 
 import os
 import pathlib
@@ -11,9 +11,9 @@ from igpo_jax.runtime.files import hub_blobs
 
 
 def check_files(folder: pathlib.Path, boundary: pathlib.Path) -> None:
-    """Raises ValueError if a symbolic link in `folder` leads out of `boundary`, because the numbers of a private file could then
-    be exported. Links to the blobs of Hugging Face's cache are allowed. Also raises ValueError for a named pipe or a device, which
-    could block the reader."""
+    """Raises ValueError if a symbolic link in `folder` leads out of `boundary`, because the numbers of a private file could
+    then be exported. Links to the blobs of Hugging Face's cache are allowed. Also raises ValueError for a named pipe or a
+    device, which could block the reader."""
     allowed = [pathlib.Path(os.path.realpath(boundary)), *hub_blobs(boundary)]
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -26,8 +26,8 @@ def check_files(folder: pathlib.Path, boundary: pathlib.Path) -> None:
 
 
 def check_chunks(metadata: Any) -> None:
-    """Raises ValueError if an array is stored in chunks that are larger than the array. Reading any number of a chunk unpacks
-    the whole chunk. `metadata` is a pytree with the metadata that Orbax has read."""
+    """Raises ValueError if an array is stored in chunks that are larger than the array. Reading a single element unpacks its
+    whole chunk, so a small array could fill the memory. `metadata` is a pytree with the metadata that Orbax has read."""
     for path, leaf in jax.tree.leaves_with_path(metadata):
         stored = getattr(leaf, "storage_metadata", None)
         for shape in (stored.chunk_shape, stored.write_shape) if stored else ():

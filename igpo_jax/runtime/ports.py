@@ -1,4 +1,4 @@
-"""Opens ports. This module does not import JAX, so that a command can check its port in a moment."""
+"""Opens ports. This module does not import JAX, so that a command can check its port before slow imports."""
 
 import socket
 

@@ -7,8 +7,8 @@ from tqdm import tqdm
 
 
 def progress(total: int, done: int, description: str, **options) -> tqdm:
-    """Returns a tqdm progress bar. Only process 0 shows the bar, and only if work is left. If the output is not a terminal, the
-    bar is printed every ten seconds."""
+    """Returns a tqdm progress bar. Only process 0 shows the bar, and only if `done` is not yet `total`. If the output is not a
+    terminal, the bar is printed every ten seconds."""
     seconds = 0.1 if sys.stderr.isatty() else 10.0
     # A single process must not call process_index, which starts JAX and occupies an accelerator that the command may not need.
     disable = (jax.distributed.is_initialized() and jax.process_index() > 0) or done == total

@@ -52,9 +52,9 @@ def bootstrap_interval(values: np.ndarray) -> list[float]:
 
 
 def resample_chunks(n: int, rows_in_all: int = RESAMPLES) -> list[int]:
-    """Returns the number of rows in each chunk when `rows_in_all` rows of n random numbers are drawn in chunks. A chunk has about
-    `AT_ONCE` numbers. Its number of rows is a multiple of 4, because NumPy draws 4 int8 numbers from one random word. Therefore
-    drawing in chunks gives the same numbers as drawing all rows at once."""
+    """Returns the number of rows in each chunk when `rows_in_all` rows of n random numbers are drawn in chunks. A chunk has
+    about `AT_ONCE` numbers. Drawing in chunks gives the same numbers as drawing all rows at once. For this purpose, the number
+    of rows is a multiple of 4, because NumPy draws 4 int8 numbers from one random word."""
     rows = max(4, AT_ONCE // max(n, 1) // 4 * 4)
     return [min(rows, rows_in_all - begin) for begin in range(0, rows_in_all, rows)]
 
