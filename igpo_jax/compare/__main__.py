@@ -2,12 +2,12 @@
        [--rl_seeds=N] [--tasks=FILE,FILE] [--output=DIR] [--jobs=N] [--quick] [--config.key=value ...]
 
 Compares arms, which are variants of the training method (igpo_jax/compare/arms.py). Runs one supervised stage for each seed,
-continues it with each arm (--rl_seeds times, with different prompts and samples), and writes comparison.html, comparison.md and
-comparison.json. These files contain the accuracies of the arms, with confidence intervals, after equal numbers of prompts, equal
-numbers of network evaluations and equal wall time. They also contain a verdict on each claim whose arms were all trained. With
---tasks, does the same for further configurations, and writes tasks.html and tasks.md with the results of all of them. Run the
-same command again to resume; finished runs are kept. --quick checks the whole process in a few minutes, with few iterations and,
-by default, with seeds 0..3.
+continues it with each arm (--rl_seeds times, with different prompts and samples), and writes comparison.html, comparison.md
+and comparison.json. These files contain the accuracies of the arms, with confidence intervals, after equal numbers of prompts,
+equal numbers of network evaluations and equal wall time. They also contain a verdict on each claim whose arms were all
+trained. With --tasks, also runs a comparison for each further configuration, and writes tasks.html and tasks.md with the
+results of all comparisons. Run the same command again to resume; finished runs are kept. --quick checks the whole process in a
+few minutes, with few iterations and, by default, with seeds 0..3.
 """
 
 from igpo_jax.runtime import interrupts
@@ -96,7 +96,7 @@ def main(_) -> None:
 
 
 def compare_on_tasks(folder: pathlib.Path, configs: list[str]) -> None:
-    """Runs this command for each of several configurations, and prints the tables over all of them."""
+    """Runs this command once for each of several configurations, and prints tables with the results on all of them."""
     values = {
         "arms": ARM_NAMES.value,
         "seeds": SEEDS.value,
@@ -113,10 +113,10 @@ def compare_on_tasks(folder: pathlib.Path, configs: list[str]) -> None:
 
 
 def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int], overrides: list[str]) -> None:
-    """Trains all unfinished runs of a comparison, and prints the name of each run that ends, with the time that is left. If the
-    configuration has a supervised stage, trains this stage for each seed before the arms. If a run fails, starts no further
-    runs, waits for the runs in progress, and raises RuntimeError. After a signal, the runs in progress save a checkpoint before
-    this process ends."""
+    """Trains all unfinished runs of a comparison. Prints the name of each run when it ends, and the estimated remaining time.
+    If the configuration has a supervised stage, trains this stage for each seed before the arms. If a run fails, starts no
+    further runs, waits for the runs in progress, and raises RuntimeError. After a signal, the runs in progress save a
+    checkpoint before this process ends."""
     cores, shares = sorted(os.sched_getaffinity(0)), queue.SimpleQueue()
     for job in range(JOBS.value):
         shares.put(set(cores[job :: JOBS.value]) or set(cores))
@@ -172,8 +172,8 @@ def path_of(folder: pathlib.Path, seed: int, arm: str, rl_seed: int) -> pathlib.
 
 
 def seconds_of(run: pathlib.Path) -> float | None:
-    """Returns how long a finished run has trained, without the time of the supervised stage that it continues. Returns None if
-    its result.json does not say so."""
+    """Returns the training time of a finished run in seconds, without the supervised stage that the run continues. Returns None
+    if the run's result.json does not contain this time."""
     result = read_json(run / "result.json")
     stages = result.get("wall_seconds") if isinstance(result, dict) else None
     spent = stages.get("sft" if run.name == SUPERVISED else "rl") if isinstance(stages, dict) else None
@@ -181,9 +181,9 @@ def seconds_of(run: pathlib.Path) -> float | None:
 
 
 def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: list[str], running: set) -> None:
-    """Trains one run in a separate process, unless it is finished. `folder`, seed-N, holds the runs from one supervised stage.
-    `running` contains this process until it ends. If the run fails, raises a RuntimeError that names the log file. Raises
-    ValueError if the folder contains a run of this arm with other overrides."""
+    """Trains one run in a separate process, unless it is finished. `folder` is the folder seed-N, which holds all runs from one
+    supervised stage. The set `running` contains the training process until it ends. If the run fails, raises a RuntimeError
+    that names the log file. Raises ValueError if the folder contains a run of this arm with other overrides or another seed."""
     run, seed = folder / run_name(arm, rl_seed), int(folder.name.removeprefix("seed-"))
     own = {"rl.iterations": 0} if arm == SUPERVISED else overrides_of(arm, CONFIG.value)
     own |= {"rl.seed": rl_seed} if rl_seed else {}

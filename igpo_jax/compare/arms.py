@@ -200,7 +200,8 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def check_arms(config: ConfigDict, arms: list[str], overrides: list[str]) -> None:
-    """Raises ValueError if the configuration of an arm is invalid, if `overrides` contains a seed, or if `config` has an RL seed."""
+    """Raises ValueError if the configuration of an arm is invalid, if `overrides` contains a seed, or if `config` has an RL
+    seed."""
     if any(override.startswith("--config.seed") for override in overrides):
         raise ValueError("--config.seed conflicts with --seeds")
     if config.rl.seed:
@@ -218,8 +219,10 @@ def check_arms(config: ConfigDict, arms: list[str], overrides: list[str]) -> Non
 
 
 def check_comparison(written: pathlib.Path, identity: dict[str, Any], config: ConfigDict) -> None:
-    """Checks that the folder holds a comparison with the same settings, see `require_same_identity`. The settings include a hash
-    of the whole configuration, because the file that --config names may have changed. Version 0.1.0 wrote no such hash."""
+    """Raises ValueError if the folder of the file `written` holds a comparison with other settings. If there is no such file
+    yet, writes the settings to it (see `require_same_identity`). The settings are `identity` and a hash of the whole
+    configuration. The hash is needed because the file that --config names may have changed. Version 0.1.0 wrote no hash, so its
+    comparisons are checked without the hash."""
     config = config.copy_and_resolve_references()
     config.data.prompt_buckets = config.data.prompt_buckets[-1:]  # a run may continue with other buckets below the largest
     if not written.is_file() or "fingerprint" in read_json(written):
@@ -228,9 +231,10 @@ def check_comparison(written: pathlib.Path, identity: dict[str, Any], config: Co
 
 
 def time_left(runs: Sequence[Run], seconds: Mapping[Run, float | None], jobs: int) -> str:
-    """Returns the end of a line with the estimated time for all runs that are not among `seconds`, {run: seconds}, of which
-    `jobs` run at once. Each is expected to take as long as the mean of those of its kind: a supervised stage, or a run that
-    continues one. The seconds are None for runs whose time is unknown."""
+    """Returns a text with the estimated time until all `runs` are finished, as the end of a status line. Returns "" if the time
+    cannot be estimated or no run is left. `seconds` is {finished run: its training time in seconds, or None if unknown}, and
+    `jobs` is the number of runs that are trained at once. An unfinished run is expected to take as long as the mean of the
+    finished runs of its kind. The two kinds are supervised stages, and runs that continue a supervised stage."""
     left, unknown = 0.0, 0
     for is_stage in (True, False):
         waiting = sum((arm == SUPERVISED) is is_stage and (seed, arm, again) not in seconds for seed, arm, again in runs)

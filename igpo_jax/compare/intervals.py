@@ -1,7 +1,7 @@
-"""Confidence intervals and tests of a comparison. Runs that start from the same supervised stage resemble each other, so the
-unit of the statistics is the stage: the runs of a stage are averaged, and Student's t distribution is applied to the means of
-the stages. A bootstrap over five stages would give intervals that are too narrow: they hold the truth in 83 to 85 % of cases
-instead of 95 %. The intervals are about new stages and the same test problems."""
+"""Confidence intervals and tests of a comparison. The unit of the statistics is the supervised stage, because runs that start
+from the same stage are not independent. The runs of a stage are averaged, and Student's t distribution is applied to the means
+of the stages. A bootstrap over five stages would give intervals that are too narrow: they would contain the true value in 83 to
+85 % of cases instead of 95 %. The intervals describe the results for new stages, but for the same test problems."""
 
 import math
 import warnings
@@ -16,8 +16,8 @@ MOST_STAGES = 10_000  # that `stages_to_decide` tries
 
 
 def stage_means(values: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
-    """Returns the mean of `values`, float [stages, runs, n], for each stage, float64 [stages]. `counted`, bool [stages, n], selects
-    the values to average. NaN is ignored, and is the result for a stage that has nothing else."""
+    """Returns the mean for each stage, float64 [stages]. `values` are float [stages, runs, n]. `counted`, bool [stages, n],
+    selects the values to average. NaN values are left out. The mean of a stage without other values is NaN."""
     values = values if counted is None else np.where(counted[:, None], values, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # means of nothing
@@ -25,8 +25,9 @@ def stage_means(values: np.ndarray, counted: np.ndarray | None = None) -> np.nda
 
 
 def mean_with_interval(means: np.ndarray) -> dict[str, Any]:
-    """Returns the mean of the stages' means, float [stages], and its 95 % confidence interval. Stages without a mean (NaN) are left
-    out. The interval is None if fewer than two stages are left, and the mean is None if none is left."""
+    """Returns the mean of `means` and its 95 % confidence interval. `means`, float [stages], are the means of the stages.
+    Stages without a mean (NaN) are left out. The interval is None if there are fewer than two other stages, and the mean is
+    None if there are none."""
     means = means[~np.isnan(means)]
     mean = float(means.mean()) if means.size else None
     if len(means) < 2:
@@ -36,8 +37,9 @@ def mean_with_interval(means: np.ndarray) -> dict[str, Any]:
 
 
 def p_value(means: np.ndarray, margin: float = 0.0) -> float | None:
-    """Returns the p-value of the two-sided t test that the mean of the stages' means, float [stages], is `margin`. Returns None if
-    the means do not vary, or if there are fewer than two."""
+    """Returns the p-value of the two-sided t test whose null hypothesis is that the mean over stages equals `margin`. `means`,
+    float [stages], are the means of the stages. Stages without a mean (NaN) are left out. Returns None if the other means do
+    not vary, or if there are fewer than two."""
     means = means[~np.isnan(means)]
     if len(means) < 2 or means.std(ddof=1) <= 1e-12:
         return None
@@ -46,8 +48,8 @@ def p_value(means: np.ndarray, margin: float = 0.0) -> float | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Returns p-values that are corrected for the number of tests (Holm 1979). None, for a test that decides nothing, stays None and
-    counts as a test."""
+    """Returns p-values that are corrected for the number of tests (Holm 1979). A p-value of None, from a test without a result,
+    stays None. Such a test is included in the number of tests."""
     order = sorted((p, number) for number, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
     highest = 0.0
@@ -58,9 +60,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def stages_to_decide(means: np.ndarray, margin: float = 0.0) -> int | None:
-    """Returns how many stages it would take until the confidence interval no longer holds `margin`, if mean and spread of the
-    stages' means, float [stages], stayed as they are. Returns None if they do not vary or if it would take more than
-    `MOST_STAGES`."""
+    """Returns the number of stages at which the confidence interval would no longer contain `margin`, if the mean and the
+    standard deviation of `means` stayed the same. `means`, float [stages], are the means of the stages. Returns None if `means`
+    do not vary, if they have fewer than two values, if their mean equals `margin`, or if more than `MOST_STAGES` stages would
+    be needed."""
     means = means[~np.isnan(means)]
     spread = means.std(ddof=1) if len(means) > 1 else 0.0
     distance = abs(means.mean() - margin) if means.size else 0.0

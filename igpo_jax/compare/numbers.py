@@ -34,7 +34,8 @@ class RunNumbers:
 
 
 def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
-    """Reads the results of a training run. Raises ValueError if the run is not finished, or if its files cannot be read."""
+    """Reads the results of a training run. Raises ValueError if the run is not finished, or if its files cannot be read or have
+    invalid values."""
     if not (folder / "result.json").is_file():
         raise ValueError(f"{folder} has no result.json: the run is not finished")
     result = read_json(folder / "result.json")
@@ -80,11 +81,13 @@ Runs = list[list[RunNumbers]]  # runs of an arm, [stages][RL seeds]
 
 
 def at_budget(runs: dict[str, Runs], budget: Budget) -> dict[str, np.ndarray]:
-    """Compares arms at equal budgets: equal numbers of prompts or of network evaluations, or equal seconds. For each stage and RL
-    seed, the budget is the total that the cheapest arm spends. Returns {arm: verdicts}. The verdicts, float [stages, RL seeds,
-    problems], are 1 if a problem is solved, 0 if not, and NaN if there is no verdict. Between two evaluations of an arm, they are
-    interpolated linearly, so that all arms are judged at exactly the same budget; a verdict that only one of them has is taken from
-    it."""
+    """Returns the verdicts of each arm at equal budgets: equal numbers of prompts, equal numbers of network evaluations, or
+    equal wall times in seconds. For each stage and RL seed, the budget is the total that the cheapest arm spends. The result
+    is {arm: verdicts}. The verdicts, float [stages, RL seeds, problems], are 1 if a problem is solved, 0 if not, and NaN if
+    there is no verdict.
+
+    If the budget lies between two evaluations of a run, the verdicts are interpolated linearly, so that all arms are judged at
+    exactly the same budget. If only one of these evaluations has a verdict on a problem, this verdict is used."""
     least = _least(runs, budget)
     return {
         arm: np.array(
@@ -98,19 +101,21 @@ def at_budget(runs: dict[str, Runs], budget: Budget) -> dict[str, np.ndarray]:
 
 
 def _least(runs: dict[str, Runs], budget: Budget) -> np.ndarray:
-    """Returns what the cheapest arm spends in all, float [stages, RL seeds]."""
+    """Returns the total amount of the budget that the cheapest arm spends, float [stages, RL seeds]."""
     spent = [[[getattr(run, budget)[-1] for run in stage] for stage in of_arm] for of_arm in runs.values()]
     return np.min(np.array(spent, float), axis=0)
 
 
 def share_used(runs: dict[str, Runs], budget: Budget, arm: str) -> float:
-    """Returns the share of its own total that an arm spends within the budget of `at_budget`, as the mean over its runs."""
+    """Returns the share of an arm's total budget that it has spent when it is judged (see `at_budget`), averaged over its
+    runs."""
     own = np.array([[getattr(run, budget)[-1] for run in stage] for stage in runs[arm]], float)
     return float(np.mean(_least(runs, budget) / own))
 
 
 def verdicts_after(run: RunNumbers, budget: Budget, most: float) -> np.ndarray:
-    """Returns the verdicts on the problems, float [problems], when a run has spent `most`, see `at_budget`."""
+    """Returns the verdicts of a run, float [problems], at the time when it has spent `most` of the given budget: prompts,
+    network evaluations or seconds. Verdicts are interpolated as described in `at_budget`."""
     spent = getattr(run, budget)
     later = int(np.searchsorted(spent, most, side="right"))
     if later in (0, len(spent)):
@@ -122,9 +127,10 @@ def verdicts_after(run: RunNumbers, budget: Budget, most: float) -> np.ndarray:
 
 
 def hardest_third(correct: dict[str, np.ndarray]) -> np.ndarray:
-    """Returns a mask of the hardest third of the problems for each stage, bool [stages, problems]. The hardest problems of a stage
-    are those that all arms together solved least often with the other stages. The stage's own results are left out, so that a run
-    does not select the problems on which it is judged. They are used only if there is just one stage."""
+    """Returns a mask of the hardest third of the problems for each stage, bool [stages, problems]. The hardest problems of a
+    stage are those that all arms together solved least often in the runs of the other stages. The runs of the stage itself are
+    left out, so that a run does not select the problems on which it is judged. If there is only one stage, its own runs are
+    used."""
     mean = np.nanmean([of_arm.mean(axis=1) for of_arm in correct.values()], axis=0)
     stages, problems = mean.shape
     hard = np.zeros(mean.shape, bool)
@@ -135,13 +141,14 @@ def hardest_third(correct: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def judge(claim: Claim, runs: dict[str, Runs], hard: np.ndarray) -> dict[str, Any]:
-    """Judges a claim by the 95 % confidence interval of the difference between its arms, which is paired by stage. The arms are
-    compared after equal numbers of network evaluations, the largest number that both reach. Returns a dict with the claim, the
-    difference and the verdict. The verdict is "held" if the whole interval is above the claim's margin, "not held" if the whole
-    interval is below the margin, and otherwise "undecided". An interval without width decides nothing.
+    """Judges a claim by the 95 % confidence interval of the difference between the arm `better` and the strongest of the arms
+    `worse`. The two arms are compared after equal numbers of network evaluations, the largest number that both reach. The
+    differences are paired by stage. Returns a dict with the claim, the difference and the verdict. The verdict is "held" if the
+    whole interval is above the claim's margin, "not held" if the whole interval is below the margin, and otherwise "undecided".
+    The verdict is also "undecided" if the differences of all stages are equal, because the interval then has no width.
 
-    A claim may be about the share of all-wrong groups, which are groups without a correct completion. In this case, the shares
-    of two arms are averaged over all iterations."""
+    A claim may be about the share of all-wrong groups, which are groups without a correct completion. In this case, the share
+    of each arm is averaged over all iterations."""
     margin = claim.margin / 100
 
     def differences(worse: str) -> np.ndarray:
@@ -180,7 +187,8 @@ def _all_wrong(run: RunNumbers) -> float:
 
 
 def judged(claims: Sequence[Claim], runs: dict[str, Runs], hard: np.ndarray) -> list[dict[str, Any]]:
-    """Judges claims, and adds to each its p-value after Holm's correction for the number of claims, `p_corrected`."""
+    """Returns the result of `judge` for each claim, with one more key, `p_corrected`. Its value is the claim's p-value after
+    Holm's correction for the number of claims."""
     found = [judge(claim, runs, hard) for claim in claims]
     corrected = holm([each["p_value"] for each in found])
     return [each | {"p_corrected": p} for each, p in zip(found, corrected, strict=True)]
@@ -206,8 +214,8 @@ def same_verdicts(runs: dict[str, Runs]) -> list[list[str]]:
 def arm_numbers(
     arm: str, runs: dict[str, Runs], correct: dict[Budget, dict[str, np.ndarray]], hard: np.ndarray
 ) -> dict[str, Any]:
-    """Returns the results of one of several arms for comparison.json. `correct` maps each budget to the result of `at_budget` for
-    these arms. `hard`, bool [stages, problems], marks the hardest third of the problems."""
+    """Returns the results of one of several arms for comparison.json. `correct` maps each budget to the result of `at_budget`
+    for these arms. `hard`, bool [stages, problems], marks the hardest third of the problems."""
     own = [run for stage in runs[arm] for run in stage]
 
     def mean_of(name: str, part: slice = slice(None)) -> float | None:
@@ -245,8 +253,9 @@ def arm_numbers(
 
 
 def _second_attempts(runs: list[RunNumbers]) -> float | None:
-    """Returns what second attempts cost, as a share of all network evaluations. Returns None if the logs do not say it, because
-    there were none or the runs are of version 0.1.0."""
+    """Returns the share of network evaluations that were spent on second attempts. Second attempts are the completions that are
+    sampled again for all-wrong groups, with or without hints. Returns None if the runs had no second attempts, or if they are
+    from version 0.1.0, which did not log this cost."""
     rows = [row for run in runs for row in run.rollouts]
     spent = sum(row.get("hint/rows") or 0 for row in rows)
     return float(spent / sum(row["sampler/rows"] for row in rows)) if spent else None
@@ -260,8 +269,9 @@ def _accuracy(correct: np.ndarray, counted: np.ndarray | None = None) -> dict[st
 def compare_runs(
     folder: pathlib.Path, arms: list[str], seeds: list[int], rl_seeds: int = 1, quick: bool = False
 ) -> dict[str, Any]:
-    """Returns the contents of comparison.json. For each arm and each seed of the supervised stage, there are `rl_seeds` runs,
-    which had few iterations if `quick` is true. Raises ValueError if a run is not finished, or if its files cannot be read."""
+    """Returns the contents of comparison.json. `folder` has `rl_seeds` runs for each arm and each seed of the supervised stage.
+    `quick` is true if the runs had few iterations (--quick). Raises ValueError if a run is not finished, or if its files cannot
+    be read."""
 
     def of_stage(seed: int, arm: str) -> list[RunNumbers]:
         return [read_run_numbers(folder / f"seed-{seed}" / run_name(arm, rl_seed)) for rl_seed in range(rl_seeds)]

@@ -62,8 +62,8 @@ def write_comparison(folder: pathlib.Path, found: dict[str, Any]) -> None:
 
 
 def accuracy_curves(found: dict[str, Any], budget: str, task: str = "") -> Curves:
-    """Returns the curves of accuracy against a budget. `task` is the beginning of their title. The budget "prompts" is the number
-    of sampled prompts. The budget "evaluations" is the number of rows (sequences) that the network has processed."""
+    """Returns the curves of accuracy against a budget. If `task` is given, the title begins with it. The budget "prompts" is
+    the number of sampled prompts. The budget "evaluations" is the number of rows (sequences) that the network has processed."""
     names = {"evaluations": "rows through the network", "prompts": "prompts sampled"}
     series = {arm: (_stack(runs, budget), _stack(runs, "accuracy")) for arm, runs in found["curves"].items()}
     title = f"{task}: accuracy" if task else "Accuracy"
@@ -82,7 +82,8 @@ def all_wrong_curves(found: dict[str, Any]) -> Curves:
 
 
 def csv_address(curves: Curves) -> str:
-    """Returns a data: address of a CSV file with the points of curves: the mean, the worst and the best of the runs."""
+    """Returns a data URL with a CSV file of the points of curves. A point has the mean, the lowest and the highest value of the
+    runs."""
     _, x_name, series = curves
     lines = [["arm", x_name, "mean", "lowest", "highest"]]
     for arm, (x, y) in series.items():

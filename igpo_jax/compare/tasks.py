@@ -1,4 +1,5 @@
-"""A comparison on several tasks: one comparison for each configuration, in a folder of its own, and one page over all of them."""
+"""Comparison on several tasks. Each configuration has a comparison in a folder of its own, and one page shows the results of
+all comparisons."""
 
 import functools
 import json
@@ -34,8 +35,8 @@ def task_name(config: str) -> str:
 
 
 def check_tasks(configs: list[str], arms: list[str], overrides: list[str]) -> None:
-    """Raises ValueError if a configuration cannot be loaded, lacks a key of `overrides`, or does not go with an arm. An error is
-    found before the first comparison takes hours."""
+    """Raises ValueError if a configuration cannot be loaded, lacks a key of `overrides`, or is invalid with the settings of an
+    arm. All configurations are checked before the first comparison starts, because each comparison may take hours."""
     for name in configs:
         config = load_config(resolve_config_path(name))
         for override in overrides:
@@ -51,8 +52,9 @@ def check_tasks(configs: list[str], arms: list[str], overrides: list[str]) -> No
 
 
 def compare_tasks(folder: pathlib.Path, configs: list[str], arguments: list[str]) -> None:
-    """Runs one comparison for each configuration, with the other arguments of the command, and writes the page over all of them.
-    Raises ValueError if two configurations have the same name, and RuntimeError if a comparison fails."""
+    """Runs one comparison for each configuration, and writes a page with the results of all comparisons. `arguments` are the
+    command's other arguments, which each comparison gets. Raises ValueError if two configurations have the same name, and
+    RuntimeError if a comparison fails."""
     names = [task_name(config) for config in configs]
     require(len(set(names)) == len(names), f"--tasks: two tasks are called {max(names, key=names.count)}")
     for config, name in zip(configs, names, strict=True):

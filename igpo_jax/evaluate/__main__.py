@@ -143,8 +143,8 @@ def evaluate_model() -> None:
 
 
 def print_regraded() -> None:
-    """Prints the results of the flag --regrade. This function must not initialize JAX, because another process may hold the
-    devices."""
+    """Grades the stored generations that the flag --regrade names, and prints the results. This function must not initialize
+    JAX, because another process may hold the devices."""
     interrupts.install("interrupted; nothing was written")
     try:
         if not REGRADE.value:
@@ -158,7 +158,8 @@ def print_regraded() -> None:
 
 
 def refuse(given: tuple[flags.FlagHolder, ...], by: str) -> None:
-    """Raises ValueError if one of these flags was given. `by` says what it does not go with."""
+    """Raises ValueError if one of the flags `given` was set. `by` names the option or command that these flags cannot be
+    combined with, for the error message."""
     for flag in given:
         require(flag.value is None or not (flag.present or flag.value), f"--{flag.name} does not go with {by}")
 
@@ -243,7 +244,8 @@ def output_folder(model: DiffusionLM) -> str:
 def check_identity(folder: pathlib.Path, model: DiffusionLM, protocol: dict, upload: Callable[[], None]) -> None:
     """Records the protocol and a hash of the weights in the file protocol.json of an evaluation's folder. Raises ValueError on
     all processes if the folder belongs to an evaluation with another protocol or other weights, or if a process cannot see the
-    files that process 0 writes. `upload` is that of `opened_by_all`."""
+    files that process 0 writes. `upload` is the function that `opened_by_all` yields. It uploads changed files if the folder is
+    in a bucket."""
     with raise_on_all_hosts():
         if jax.process_index() == 0:
             identity = {"weights": weights_digest(model.origin), "protocol": protocol}
@@ -277,8 +279,8 @@ def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: d
 
 
 def diff(arguments: list[str]) -> None:
-    """Runs the command `evaluate diff DIR DIR [--json]`. An error message may quote a file from an untrusted source, so `run_command`
-    escapes the control characters in the message."""
+    """Runs the command `evaluate diff DIR DIR [--json]`. An error message may quote a file from an untrusted source, so
+    `run_command` escapes the control characters in the message."""
     if len(arguments) != 2:
         sys.exit("error: python -m igpo_jax.evaluate diff DIR DIR")
     try:

@@ -144,8 +144,9 @@ def _completions(
     decode: DecodeConfig,
     batching: Batching,
 ) -> Iterator[tuple[list[int], Sample]]:
-    """Yields the results of `complete` for each batch: the numbers of the completions, and the completions. The completion with
-    the number n in `flat` is draw n % draws of problem n // draws. Prompts are copied for a few batches at a time."""
+    """Samples the completions with the numbers in `flat`, and yields (numbers, completions) for each batch. The completion with
+    the number n is draw n % draws of problem n // draws. To limit memory, prompts are copied for only a few batches at a time
+    (see `CHUNK`)."""
     chunk = CHUNK * batching.size
     begins = [begin for begin in range(0, len(flat), chunk) if begin == 0 or len(flat) - begin >= batching.size]
     for begin, end in itertools.pairwise([*begins, len(flat)]):

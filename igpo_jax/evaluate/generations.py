@@ -43,7 +43,9 @@ Placed = Iterator[tuple[str, Generation]]  # (place for error messages, generati
 
 
 def _require_inside(file: pathlib.Path, folder: pathlib.Path) -> None:
-    """Raises ValueError if a file's link leads out of a folder that may come from a stranger. Its text would be copied."""
+    """Raises ValueError if a symbolic link in the path of `file` leads out of `folder`, which may come from an untrusted
+    source. Without this check, regrading could copy the text of any file into its results. Links into the blobs of Hugging
+    Face's cache are allowed."""
     allowed = is_inside(file, folder) or any(is_inside(file, blobs) for blobs in hub_blobs(folder))
     require(allowed, f"{file} leads to {os.path.realpath(file)}, outside of {folder}; remove the link")
 

@@ -111,8 +111,8 @@ def load_benchmark(config: ConfigDict, name: str) -> list[Problem]:
 
 
 def weights_digest(origin: dict) -> str:
-    """Returns a hash of the weights of a model, see `files_digest`. For a run, this is the hash of a checkpoint. Training changes
-    the hash."""
+    """Returns a hash of the weights of a model, see `files_digest`. For a run, the hash covers the files of the loaded
+    checkpoint, so it differs between checkpoints."""
     if "step" in origin:
         return files_digest(all_files(path_of(origin["path"]) / "checkpoints" / origin["stage"] / str(origin["step"])))
     folders = (origin[key] for key in ("path", "adapters") if key in origin)

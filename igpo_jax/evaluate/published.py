@@ -1,5 +1,6 @@
-"""Published accuracies on the benchmarks of evaluate_math.py, in percent, with what is known of their protocol. An evaluation of an
-untrained model should come near them; if it does not, its protocol differs, which is better seen before a week of training."""
+"""Published accuracies on the benchmarks of evaluate_math.py, in percent, with what is known about their evaluation protocols.
+If a model was not trained further, its measured accuracy should be close to the published one. A large difference shows that
+the protocols differ. It is best to find such a difference before a week of training."""
 
 import math
 from typing import Any
@@ -28,9 +29,9 @@ PUBLISHED = {
 
 
 def published_beside(numbers: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
-    """Returns {benchmark: lines} for the benchmarks with published accuracies. Each line gives a model, its published accuracy, by
-    how many points the measured accuracy differs, whether the published accuracy lies in the measured interval, and the source.
-    `numbers` maps the names of benchmarks to their `summary`."""
+    """Returns {benchmark: lines} for the benchmarks with published accuracies. Each line gives a model, its published accuracy,
+    the difference between the measured and the published accuracy in points, whether the published accuracy lies in the
+    measured confidence interval, and the source. `numbers` maps the names of benchmarks to their `summary`."""
     return {name: [_line(found, *row) for row in PUBLISHED[name]] for name, found in numbers.items() if name in PUBLISHED}
 
 

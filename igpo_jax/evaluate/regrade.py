@@ -99,7 +99,7 @@ def stored_verdicts(generations: Sequence[Generation]) -> Verdicts:
 
 def compare_graders(generations: Sequence[Generation], verdicts: Verdicts) -> dict[str, Any]:
     """Returns the accuracy of each grader, and a paired test for each pair of graders. `verdicts` has one column for each
-    grader. A kind of score that is stored in the file counts as a grader, too."""
+    grader. Each kind of score that is stored in the file is treated as a grader, too."""
     numbers: dict[str, int] = {}
     problems = np.array([numbers.setdefault(one.id, len(numbers)) for one in generations])
     first = np.array([one.sample == 0 for one in generations])

@@ -1,4 +1,4 @@
-"""Lines of text that `evaluate` prints at its end: the main numbers of card.json, and of a comparison of two evaluations."""
+"""Formats the results of an evaluation, or of a comparison of two evaluations, as the lines of text that `evaluate` prints."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,8 +7,8 @@ from igpo_jax.runtime.statistics import interval_text, percent
 
 
 def card_lines(card: dict[str, Any]) -> list[str]:
-    """Returns the main numbers of a card.json, a line for each benchmark. Benchmarks with published numbers have a further
-    line for each of them."""
+    """Returns the main numbers of a card.json as lines of text. Each benchmark has one line, or two lines if samplers were
+    compared. A further line follows for each published accuracy of the benchmark."""
     lines = []
     for name, numbers in card["benchmarks"].items():
         if "changed_texts" in numbers:
@@ -34,7 +34,7 @@ def _accuracy(numbers: dict[str, Any]) -> str:
 
 
 def sampler_lines(name: str, numbers: dict[str, Any]) -> Iterator[str]:
-    """Yields the main numbers of a comparison of a sampler with the exact sampler, see `compare_samplers`."""
+    """Yields two lines with the main numbers of `numbers`, the result of `compare_samplers` for the benchmark `name`."""
     yield f"{name}: exact sampler -> this sampler: {_paired(numbers['accuracy'])}"
     ratio = numbers["exact"]["evaluations"] / numbers["fast"]["evaluations"]
     flops = numbers["exact"]["flops"] / numbers["fast"]["flops"]
@@ -43,7 +43,8 @@ def sampler_lines(name: str, numbers: dict[str, Any]) -> Iterator[str]:
 
 
 def diff_lines(found: Mapping[str, dict[str, Any] | None]) -> list[str]:
-    """Returns the main numbers of a comparison of two evaluations, a line for each benchmark, see `benchmark.compare`."""
+    """Returns the main numbers of a comparison of two evaluations, with one line for each benchmark. `found` is the result of
+    `benchmark.compare`."""
     only_one = "only one of the two evaluations has it"
     return [f"{name}: {only_one if numbers is None else _paired(numbers)}" for name, numbers in found.items()]
 

@@ -23,8 +23,8 @@ PAPER, EMPTY, DASH, GIVEN, GIVEN_INK, BORDER = "#ffffff", "#e6eaef", "#a7b1bd", 
 def gif(cells: list[Cell], frames: int, is_stopped: Callable[[], bool] = lambda: False) -> bytes:
     """Returns an animated GIF of `cells`, each (text, frame, color, given). A cell is blank before its frame. From this frame
     on, the cell shows its text on a background of its color, which has the form #rrggbb. `given` is True for tokens that were
-    not sampled. `cells` and `frames` are the results of `parse_animation`. The pictures have at most `MOST_PIXELS` pixels in total, so long or tall animations skip frames.
-    Raises CancelledError soon after `is_stopped` returns True."""
+    not sampled. `cells` and `frames` are the results of `parse_animation`. The pictures have at most `MOST_PIXELS` pixels in
+    total, so long or tall animations skip frames. Raises CancelledError soon after `is_stopped` returns True."""
     font = ImageFont.load_default(size=15)
     boxes = place([font.getlength(text) for text, *_ in cells], [text.endswith("\\n") for text, *_ in cells])
     height = boxes[-1][1] + HEIGHT + MARGIN
@@ -76,10 +76,10 @@ def _draw(cells: list[Cell], boxes: list[tuple[float, int, float]], height: int,
 
 
 def parse_animation(animation: Any) -> tuple[list[Cell], int]:
-    """Checks an animation {"frames": n, "cells": [[text, frame, color, given], ...]}. Returns the list of cells, in whose texts
-    line breaks are written as \\n, and the number of frames. Cells of given tokens get frame 0. Other cells with frame 0 get
-    frame -1 and are never drawn. Raises ValueError if the structure is invalid, or if there are too many frames, cells or
-    characters."""
+    """Checks an animation {"frames": n, "cells": [[text, frame, color, given], ...]}. Returns the list of cells and the number
+    of frames. In the texts of the returned cells, line breaks are written as \\n. Cells of given tokens get frame 0. Other
+    cells with frame 0 get frame -1 and are never drawn. Raises ValueError if the structure is invalid, or if there are too many
+    frames, cells or characters."""
     valid = isinstance(animation, dict) and set(animation) == {"frames", "cells"}
     require(valid, "an animation is an object with frames and cells")
     frames, cells = animation["frames"], animation["cells"]

@@ -208,9 +208,9 @@ def denoise(
     call: Callable[..., list[Completion]], model: DiffusionLM, time_limit: float, job: Job, send: Callable[[dict], None]
 ) -> None:
     """Generates a completion for a job and sends events to the job's client: one event of type "start", one event for each
-    step, and one event of type "done" or "error" at the end. The event "done" has the seconds since the beginning and how many of
-    them JAX spent compiling, as it does for the first request with new settings. The generation ends with an error if a step
-    ends more than `time_limit` seconds after the beginning of the generation."""
+    step, and one event of type "done" or "error" at the end. The event "done" contains the duration of the generation in
+    seconds, and the part of it that JAX spent compiling. JAX compiles at the first request with new settings. The generation
+    ends with an error if a step ends more than `time_limit` seconds after the beginning of the generation."""
     begun = time.monotonic()
     before: np.ndarray | None = None
 

@@ -2,7 +2,7 @@
 
 Writes the HTML report of a training run, which need not be finished. For several runs, writes a page that compares their
 curves, their results with confidence intervals, their rollouts, and the settings that differ. With --watch, writes the page
-again every minute until all runs are finished; a browser that shows it loads it again.
+again every minute until all runs are finished. A browser that shows the page reloads it every minute.
 """
 
 from igpo_jax.runtime import interrupts

@@ -172,7 +172,8 @@ def sections(runs: Runs) -> tuple[list[Row], list[Row]]:
 
 
 def _reward_parts(runs: Runs) -> Panel:
-    """Returns the panel of the single functions of a weighted reward. It has at most as many curves as there are colors."""
+    """Returns the panel that shows each function of a weighted reward as a curve of its own. The panel has at most as many
+    curves as there are colors in `COLORS`."""
     keys = dict.fromkeys(key for rows in runs.values() for row in rows for key in row if key.startswith("reward/"))
     known = {series.key for series in REWARD.series}
     names = [key for key in keys if key not in known and len(key) <= LONGEST_NAME]  # a stranger's file may have any names
@@ -194,9 +195,10 @@ def half_window(values: np.ndarray) -> int:
 
 
 def spent(rows: list[Row]) -> dict[str, list[float]]:
-    """Returns what a run has spent in RL, as {name of an x axis: totals}. The totals belong to the last update before RL, where
-    they are 0, and to each RL iteration; the list "update" has the numbers of these updates. Leaves out what an iteration does
-    not log. Returns {} if there is no RL. Keeps at most `MOST_POINTS` + 2 evenly spaced entries."""
+    """Returns the cumulative cost of a run's RL stage in each unit, as {name of an x axis: totals}. The first entry of each
+    list belongs to the last update before RL, where the totals are 0. Each of the other entries belongs to an RL iteration. The
+    list "update" has the numbers of the updates to which the entries belong. Units that are not logged for all iterations are
+    left out. Returns {} if there is no RL iteration. Keeps at most `MOST_POINTS` + 2 evenly spaced entries."""
     training = stage_rows(rows, "rl", "reward/first_try")
     if not training:
         return {}
@@ -213,7 +215,7 @@ def spent(rows: list[Row]) -> dict[str, list[float]]:
 
 def x_axes(runs: Runs) -> tuple[dict[str, str], dict[str, Any]]:
     """Returns the x axes that the curves of RL can have, as {name: title}, and the result of `spent` for each run with RL. An
-    axis is left out if one of these runs does not log it."""
+    axis is left out if the logs of one of these runs lack its values."""
     known = {run: found for run, rows in runs.items() if (found := spent(rows))}
     axes = X_AXES if known else {}
     return {name: title for name, title in axes.items() if all(name in found for found in known.values())}, known

@@ -84,8 +84,8 @@ def write_page(workdirs: Sequence[str | os.PathLike], path: str | os.PathLike) -
 
 
 def keep_writing(workdirs: Sequence[str | os.PathLike], path: str | os.PathLike) -> None:
-    """Writes the page of `write_page` again every `PAUSE` seconds until all runs are finished. If it cannot be written, for
-    example because a bucket does not answer, logs the reason and tries again at the next time."""
+    """Calls `write_page` every `PAUSE` seconds until all runs are finished. If the page cannot be written, for example because
+    a bucket does not respond, logs the reason and tries again after `PAUSE` seconds."""
     finished = False
     while not finished:
         time.sleep(PAUSE)
@@ -281,7 +281,8 @@ def _values_of_several(runs: dict[str, Run]) -> dict[str, Any]:
 
 def _difference(name: str, reference: Run, run: Run) -> list[str]:
     """Returns a table row that compares the accuracy in the latest evaluation of a run with that of a reference run. The
-    difference is paired by problem. Returns [] if the two runs were not evaluated on the same problems."""
+    difference is paired by problem. Returns [] if the two runs were not evaluated on the same problems, or if no problem was
+    graded in both runs."""
     one, other = (each.verdicts[-1]["correct"] if each.verdicts else [] for each in (reference, run))
     tests = [(each.data or {}).get("test") for each in (reference, run)]
     if not one or len(one) != len(other) or tests[0] != tests[1] or tests[0] is None:

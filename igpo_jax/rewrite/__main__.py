@@ -6,7 +6,7 @@ the grader finds the right answer in it. A rewritten solution must also be short
 to resume after an interruption.
 
 Exits with status 1 if the endpoint is unavailable or answers for at most half of the problems, or if no solution is kept. If
-only a few problems get no reply, they are counted, and running the same command again requests their replies.
+fewer than half of the problems get no reply, prints their number. Run the same command again to request these replies.
 
 Writes to the folder DIR: settings.json, replies.jsonl (each reply as it arrives), kept.jsonl (the kept solutions, as a data
 source of the format jsonl), card.json and card.html."""
@@ -114,8 +114,8 @@ def main(_) -> None:
 
 
 def rewrite(folder: pathlib.Path) -> dict[str, Any]:
-    """Runs the command, writes its files to `folder`, and returns the contents of card.json. If a flag, a file or the endpoint is
-    unusable, raises a ValueError that names it. If no solution is kept, writes the files and then raises ValueError."""
+    """Runs the command, writes its files to `folder`, and returns the contents of card.json. If a flag, a file or the endpoint
+    is unusable, raises a ValueError that names it. If no solution is kept, writes the files and then raises ValueError."""
     begin = time.monotonic()
     least, most = MIN_TOKENS.value, MAX_TOKENS.value
     require(least <= most, f"--min_tokens={least} is more than --max_tokens={most}")
@@ -234,8 +234,8 @@ def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) 
 
 
 def read_replies(file: IO[bytes]) -> list[Reply]:
-    """Returns the replies in a file, which is replies.jsonl, opened for reading and appending. Removes an incomplete last line
-    from the file. Raises ValueError if an earlier line is not a reply."""
+    """Reads and returns the replies in replies.jsonl. `file` is this file, opened for reading and appending. Removes an
+    incomplete last line from the file. Raises ValueError if an earlier line is not a reply."""
     file.seek(0)
     replies, end, malformed = [], 0, ""
     for number, line in numbered_lines(file, file.name):

@@ -34,7 +34,7 @@ class Endpoint:
 
 def require_reply(reply: Any) -> None:
     """Raises ValueError if a value of a reply is missing, has the wrong type, or is out of range. The message names the key.
-    The endpoint may be a stranger's server, so replies are checked before they are written to replies.jsonl."""
+    Replies are checked before they are written to replies.jsonl, because the endpoint may not be trusted."""
     require(isinstance(reply, dict), "no JSON object")
     for key, kind in REPLY_TYPES.items():
         require(key in reply, f"{key} is missing")
@@ -48,7 +48,7 @@ def require_reply(reply: Any) -> None:
 
 
 class _Stopped(Exception):
-    """Error that stops all requests, raised if further requests would get no reply either. The message is the reason."""
+    """Error that stops all requests if further requests are expected to fail, too. The message is the reason."""
 
 
 def ask_all(
@@ -64,8 +64,8 @@ def ask_all(
     Returns {id: error} for conversations without a reply, and a text. The text is the reason why the endpoint is unavailable,
     or "" if the endpoint is available. The endpoint counts as unavailable if it rejects the key, the model or the address, if
     it redirects to another address, or if many consecutive requests fail. In these cases, no further requests are sent. The
-    endpoint also counts as unavailable if it could not be reached, or was overloaded, in the last attempt at a conversation.
-    Raises ValueError if the package openai is missing."""
+    endpoint also counts as unavailable if the last attempt for any conversation failed because the endpoint could not be
+    reached, was overloaded, or had no credit left. Raises ValueError if the package openai is missing."""
     try:
         import openai
 
@@ -152,6 +152,6 @@ def _reason(error: Exception) -> str:
 
 
 def _printable(text: str) -> str:
-    """Returns the first 200 characters of a text as one printable line. Replaces control characters, and lone surrogates, which
-    cannot be written to a file."""
+    """Returns the first 200 characters of a text as one printable line. Replaces control characters and lone surrogates with
+    question marks. Lone surrogates cannot be encoded as UTF-8, so they could not be written to a file."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split())[:200])
