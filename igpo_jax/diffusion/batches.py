@@ -68,8 +68,8 @@ def complete(
 
     The result of a batch consists of the indices of its rows in `requests`, int [m], and a `Sample` on the host with the
     completions of these rows, in the same order. If rows are repeated to fill the batch, the repeated rows also count in the
-    evaluations and FLOPs of the `Sample`. `attempt` is passed to `completion_keys`. `sampler` is a function with the arguments
-    of `sample`. Its default is `sample`."""
+    evaluations and FLOPs of the `Sample`. Different values of `attempt` give different noise for the same `key`, see
+    `completion_keys`. `sampler` is a function with the arguments of `sample`. Its default is `sample`."""
     total = len(requests.tokens)
     order = np.argsort(requests.prompt_mask.sum(axis=1), kind="stable") if batching.shortest_first else np.arange(total)
     divisor = batch_size_divisor(batching.mesh)

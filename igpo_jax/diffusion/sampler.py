@@ -23,7 +23,7 @@ from igpo_jax.runtime.mesh import BATCH, batch_size_divisor, shard_rows
 
 @flax.struct.dataclass
 class Sample:
-    """Sampled completions of a batch, and counts of the work needed to sample them."""
+    """Sampled completions of a batch, with the number of network evaluations and the FLOPs that were needed to sample them."""
 
     tokens: Array  # int32 [b, l]
     unmask_step: Array  # int32 [b, l], the scheduled step that wrote each token, `HINT` for hints
@@ -90,9 +90,9 @@ def block_flops(full: int, partial: int, block: int, length: int, cfg: ModelConf
 
 
 def canonical_sharding(state: DecodeState) -> DecodeState:
-    """Returns the state with all its arrays sharded over the mesh axes (data, fsdp), expressed in the same form. Otherwise, JAX
-    would recompile a program when it meets an equivalent sharding that is written differently. Arrays that span several
-    processes keep their sharding. JAX therefore compiles programs for such arrays a second time."""
+    """Returns the state with all its arrays sharded over the mesh axes (data, fsdp) by the same `NamedSharding`. This avoids
+    recompilation, because JAX compiles a program again for an equivalent sharding that is written differently. Arrays that span
+    several processes keep their sharding. Programs for such arrays are therefore compiled a second time."""
     sharding = getattr(state.tokens, "sharding", None)
     if not isinstance(sharding, NamedSharding) or not sharding.is_fully_addressable:
         return state

@@ -105,7 +105,7 @@ def exclude_ids(logits: jax.Array, cfg: ModelConfig) -> jax.Array:
 
 def truncate(logits: jax.Array, decode: DecodeConfig) -> jax.Array:
     """Returns `logits`, [..., v], with the value -inf for the tokens that `decode.top_p` and `decode.top_k` exclude. The token
-    with which the sum of the probabilities exceeds `top_p` is kept, as in Dream's sampler."""
+    at which the cumulative probability first exceeds `top_p` is kept, as in Dream's sampler."""
     if decode.top_p < 1:
         total = jnp.cumsum(jax.nn.softmax(-jnp.sort(-logits, axis=-1), axis=-1), axis=-1)
         kept = 1 + (total[..., :-1] <= decode.top_p).sum(axis=-1, keepdims=True)  # the token that crosses top_p is the last one
@@ -173,9 +173,9 @@ def transfer_count(masks: Array, step: Array, steps: int) -> Array:
 
 @functools.cache
 def timestep_shares(steps: int) -> np.ndarray:
-    """Returns the share of the masked tokens that each denoising step writes in Dream's sampler, float32 [steps]. The times of the
-    steps fall evenly from 1 to 0.001. A step from time t to s writes the share 1 - s / t, rounded down to whole tokens, and the
-    last step writes the rest."""
+    """Returns the share of the masked tokens that each denoising step writes in Dream's sampler, float32 [steps]. The times of
+    the steps fall linearly from 1 to 0.001. A step from time t to s writes the share 1 - s / t, rounded down to whole tokens.
+    The last step writes all remaining tokens."""
     times = np.linspace(1, 1e-3, steps + 1, dtype=np.float32)
     shares = 1 - times[1:] / times[:-1]
     shares[-1] = 1

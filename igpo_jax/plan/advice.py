@@ -66,13 +66,13 @@ def typical_rollout(
     run: Fitted, records: list[dict[str, Any]], lengths: np.ndarray, report: Report = lambda line: None
 ) -> dict[str, Any] | None:
     """Estimates rollouts whose prompts have the given `lengths` in tokens, int [n]. Returns a dict with the mean number of
-    positions per sequence (prompt, padding and completion), the largest number of positions, and the mean seconds per sampler
-    call.
+    positions per sequence (prompt, padding and completion), the largest number of positions, and the mean seconds per call of
+    the program named sample.
 
-    Compiles the sampler for the smallest prompt bucket. `records` must contain the measurements of the sampler for the largest
-    bucket. The seconds for other buckets are interpolated linearly, because nearly all work is proportional to the number of
-    positions. Returns None if there is only one bucket, if the compiled programs have no estimated time, or if all prompts are
-    too long."""
+    Compiles this program for the smallest prompt bucket. `records` must contain its measurements for the largest bucket. The
+    seconds for other buckets are interpolated linearly, because nearly all computation is proportional to the number of
+    positions. Returns None if there is no RL stage, if there is only one bucket, if the compiled programs have no estimated
+    time, or if all prompts are too long."""
     config = run.config
     buckets, length = config.data.prompt_buckets, config.sampler.completion_length
     largest = [
@@ -97,7 +97,7 @@ def typical_rollout(
 def remat_choice(config: Config, mesh: Mesh, known: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
     """Compiles the update of the run's last stage with each value of model.remat. Returns {"programs": {value: measurements},
     "choice": value}. The choice is the value with the shortest estimated time among the values that fit into memory, or None if
-    no value fits. `known` contains the measurements for values that are already compiled."""
+    no value fits. `known` is {value: measurements} for the values that have already been compiled."""
     name = "update" if config.rl.iterations else "sft"
     memory, records = device_memory_gib(mesh.devices.flat[0]), {}
     for remat in ("none", "dots", "full"):
@@ -110,8 +110,8 @@ def remat_choice(config: Config, mesh: Mesh, known: dict[str, dict[str, Any]] | 
 
 
 def advice(config: Config, model: ModelConfig, mesh: Mesh, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the three configuration changes that would save the most memory in the program with the highest peak memory use.
-    The savings are estimated from array shapes."""
+    """Returns at most three changes that would save the most memory in the program with the highest peak memory use. Each
+    change concerns the configuration or doubles the number of devices. The savings are estimated from array shapes."""
     used = [record for record in records if record["used"]]
     if not used:
         return []

@@ -53,9 +53,9 @@ class Instruction:
 def program_cost(text: str, hosts: Sequence[int] = ()) -> Cost:
     """Returns the cost of running a compiled program once on one device. `text` is the program's HLO text from
     `compiled.as_text()`. For GPUs, `hosts` contains the host number of every device, in the order of the mesh, so that traffic
-    between hosts can be found. An empty `hosts` means that all devices are on one host. TPUs need no `hosts`, because their HLO
-    text marks the traffic between slices. Raises ValueError if the text does not tell how often a loop runs, or if a device has
-    no entry in `hosts`."""
+    between hosts is counted separately. An empty `hosts` means that all devices are on one host. TPUs need no `hosts`, because
+    their HLO text marks the traffic between slices. Raises ValueError if the number of iterations of a loop cannot be found in
+    the text, or if a device has no entry in `hosts`."""
     program = _Program(text, hosts)
     return program.cost(program.entry)
 
@@ -215,8 +215,8 @@ class _Program:
 
 
 def _matched(pattern: str, text: str) -> tuple[str, ...]:
-    """Returns the groups of a pattern's first match. Raises ValueError if there is no match: the HLO text then has an unknown
-    form."""
+    """Returns the groups of a pattern's first match in `text`, which is a part of the HLO text. Raises ValueError if there is
+    no match, which means that the HLO text has an unknown form."""
     match = re.search(pattern, text)
     if match is None:
         raise ValueError(f"{pattern!r} does not occur in {text[:200]!r}")
@@ -254,7 +254,8 @@ def _parse_instruction(line: str, known: dict[str, Instruction]) -> Instruction:
 
 
 def _until_closed(text: str) -> tuple[str, str]:
-    """Returns the part of a text up to the parenthesis that matches the text's first character, and the rest of the text."""
+    """Returns two parts of a text that begins with a parenthesis: all up to the matching closing parenthesis, and all after
+    it."""
     depth = 0
     for position, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -286,11 +287,12 @@ def _collective(instruction: Instruction, hosts: Sequence[int]) -> dict:
 
 
 def _share_between_hosts(kind: str, group: list[int], hosts: Sequence[int]) -> float:
-    """Returns which share of the bytes that a GPU receives in a collective operation comes from other hosts. `group` contains
-    the devices that exchange data. NCCL passes data around in rings that enter every host once (see "bus bandwidth" in
-    github.com/NVIDIA/nccl-tests). If a host has m devices of the group, only one of them receives from another host in each
-    ring. The rings alternate between the m devices, so the share is 1/m. In an all-to-all, all devices exchange equal parts
-    directly. In a permutation, all devices wait for the pairs on different hosts, so the share is 1."""
+    """Returns how large a share, from 0 to 1, of the bytes that a GPU receives in a collective operation comes from other
+    hosts. `group` contains the devices that exchange data. NCCL passes data around in rings that enter every host once (see
+    "bus bandwidth" in github.com/NVIDIA/nccl-tests). If a host has m devices of the group, only one of them receives from
+    another host in each ring. The rings alternate between the m devices, so the share is 1/m. In an all-to-all, all devices
+    exchange equal parts directly, so the share is the fraction of the other devices that are on other hosts. In a permutation,
+    all devices wait for the pairs on different hosts, so the share is 1."""
     if max(group) >= len(hosts):
         raise ValueError(f"the program runs on device {max(group)}, but the hosts of only {len(hosts)} devices are given")
     devices, number = len(group), len({hosts[device] for device in group})
@@ -442,8 +444,8 @@ def _groups(instruction: Instruction) -> list[list[int]]:
 
 
 def _iota(text: str) -> np.ndarray:
-    """Converts a notation of HLO to the array of device ids that it describes. For example, "[4,2]T(1,0)" describes the ids 0
-    to 7 in an array of shape [4, 2], which is then transposed."""
+    """Returns the array of device ids that a text in HLO's iota notation describes. For example, "[4,2]T(1,0)" describes the
+    ids 0 to 7 in an array of shape [4, 2], which is then transposed."""
     shape, order = _matched(r"^\[([\d,]+)\](?:T\(([\d,]+)\))?$", text.strip())
     shape = [int(n) for n in shape.split(",")]
     ids = np.arange(math.prod(shape)).reshape(shape)

@@ -1,5 +1,5 @@
-"""Compiles the programs of a training run to measure the memory and the work that each program needs on one device. Allocates
-no arrays."""
+"""Compiles the programs of a training run to measure the memory, FLOPs, memory traffic and communication that each program
+needs on one device. Allocates no arrays."""
 
 import dataclasses
 import math
@@ -113,8 +113,8 @@ def fitted(config: Config, mesh: Mesh, lengths: np.ndarray | None = None) -> Fit
 
 
 class Shapes:
-    """Shapes and shardings of a training run's arrays. Programs that use the same array share one object, so that `measure`
-    counts the array once."""
+    """Shapes and shardings of a training run's arrays. An array that occurs in several places is represented by the same
+    `jax.ShapeDtypeStruct` object in all of them, so that `measure` counts the array once."""
 
     def __init__(self, run: Fitted):
         config, model, mesh, self.sampling_mesh, _ = run
@@ -236,9 +236,9 @@ def host(dtype, *shape: int) -> jax.ShapeDtypeStruct:
 
 
 def measure(program: Program) -> dict[str, Any]:
-    """Compiles a program and measures how much memory and work it needs on one device. Returns a dict of JSON values with the
-    memory in GiB, FLOPs, bytes of memory traffic, and estimated seconds. If the compiler rejects the program because it is too
-    large, the entry `error` is the compiler's message, and `peak_gib` is computed from this message."""
+    """Compiles a program and measures the resources that it needs on one device. Returns a dict of JSON values with the memory
+    in GiB, FLOPs, bytes of memory traffic and communication, and estimated seconds. If the compiler rejects the program because
+    it is too large, the entry `error` is the compiler's message, and `peak_gib` is computed from this message."""
     begin = time.perf_counter()
     arguments = abstract_leaves(program.arguments)
     resident, seen = {}, {id(leaf) for leaf in arguments}
@@ -266,9 +266,11 @@ def measure(program: Program) -> dict[str, Any]:
 
 
 def read_compiled(compiled: Any, mesh: Mesh, twice: int = 0) -> dict[str, Any]:
-    """Returns a dict with the memory and the work that a compiled program needs on one device. Other arrays that are in memory
-    at the same time are not included. `twice` is the number of bytes that the compiler counts too often, because some arguments
-    are passed several times. `compiled` is a `jax.stages.Compiled`. It is annotated as Any, because that class declares that
+    """Returns a dict with the resources that a compiled program needs on one device: memory in GiB, FLOPs, bytes of memory
+    traffic and communication, and estimated seconds. Arrays in memory that the program does not use are not included. If an
+    array is passed as several arguments, the compiler counts its memory several times. `twice` is the number of bytes per
+    device to subtract for such arrays. If the cost cannot be computed from the HLO text, the entry `cost_error` replaces all
+    entries except the memory. `compiled` is a `jax.stages.Compiled`. It is annotated as Any, because that class declares that
     its methods may return None."""
     memory = compiled.memory_analysis()
     own = {

@@ -84,8 +84,8 @@ def setting(result: dict) -> str:
 
 
 def program_table(result: dict) -> list[str]:
-    """Returns the lines of a Markdown table that shows the memory, work and estimated time of the compiled programs. The table
-    has one row per program."""
+    """Returns the lines of a Markdown table that shows the memory, FLOPs, memory traffic, communication and estimated time of
+    the compiled programs. The table has one row per program."""
     rows = []
     for record in result["programs"]:
         name = record["name"] + ("" if record["used"] else " (not in this run)")

@@ -23,7 +23,8 @@ COMPILED = 3  # number of ways to sample that are compiled
 
 
 class Way(NamedTuple):
-    """A layout and a number of chunks for sampling, and a run's configuration that selects them."""
+    """A candidate for the sampler settings: a run's configuration with a given layout, number of chunks and cache, and its
+    estimated time and memory."""
 
     config: Config
     choice: Choice
@@ -102,8 +103,9 @@ def _named(way: Way) -> str:
 
 def rollout_seconds(run: Fitted, record: dict[str, Any], lengths: np.ndarray | None) -> float:
     """Returns the estimated seconds of a rollout, or infinity if the sampler does not compile. `record` contains the
-    measurements of the sampler that is compiled for the largest prompt bucket. The time for another bucket is the time for the
-    largest bucket, multiplied by the ratio of the estimates of run/layout.py for the two buckets."""
+    measurements of the sampler that is compiled for the largest prompt bucket. For a batch in another bucket, this measured
+    time is multiplied by the ratio of the estimates of run/layout.py for the two buckets. `lengths` are prompt lengths, see
+    `rollout_loads`."""
     if "estimated_seconds" not in record:
         return np.inf
     loads = rollout_loads(run.config, run.config.rl.rollout_chunks, lengths)

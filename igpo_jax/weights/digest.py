@@ -1,4 +1,4 @@
-"""Hashes of models, by which a model is recognized without reading all of it."""
+"""Computes hashes that identify a model. Only samples of its files are read."""
 
 import hashlib
 import os
@@ -11,8 +11,8 @@ SAMPLED = 2**16  # bytes of each sampled piece of a file
 
 
 def files_digest(files: dict[Any, int]) -> str:
-    """Returns a hash of files, given as {file: size in bytes}. The hash covers the name, the size and samples of the content of
-    each file."""
+    """Returns a hash of files as 16 hexadecimal digits. `files` is {file: size in bytes}. The hash covers the name, the size
+    and samples of the content of every file except `ORIGIN`."""
     digest = hashlib.sha256()
     for file, size in sorted(files.items()):
         if file.name != ORIGIN:
@@ -23,7 +23,7 @@ def files_digest(files: dict[Any, int]) -> str:
 
 
 def model_files(path: str | os.PathLike) -> dict[Any, int]:
-    """Returns all files of a Hugging Face or model folder, or of a folder of adapters, with their sizes in bytes."""
+    """Returns {file: size in bytes} for all files of a Hugging Face folder, a model folder or a folder of adapters."""
     folder = path_of(path)
     return {file: size_of(file) for file in folder.iterdir() if file.is_file()} | all_files(folder / "params")
 

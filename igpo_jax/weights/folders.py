@@ -89,8 +89,9 @@ def _layouts(values: dict[str, Any], cfg: ModelConfig, mesh: Mesh, stores_head: 
 
 
 def stores_tied_head(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelConfig) -> bool:
-    """Returns whether the weights of a Hugging Face or model folder have, or had, a second copy of the embedding for its tied
-    head. transformers writes one for some models. `values` is the content of config.json."""
+    """Returns whether the weight files of a Hugging Face folder contain a second copy of the embedding as the output head. For
+    a model folder, returns whether the Hugging Face folder from which it was converted contained this copy. transformers writes
+    the copy for some models with a tied head. `values` is the content of config.json."""
     if not cfg.tied_head:
         return False
     if is_folder(path_of(folder) / "params"):
@@ -226,9 +227,9 @@ def _one_line_errors(place: pathlib.Path) -> Iterator[None]:
 
 def load_params(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, allow_nonfinite: bool = False) -> Params:
     """Loads all parameters of a Hugging Face or model folder. The parameters have the dtype `cfg.param_dtype` and are sharded
-    over the mesh. With `cfg.base_dtype`, the matrices are quantized from the stored values, one parameter at a time. Raises a
-    ValueError that names the file or tensor if the folder is incomplete. Does the same if values are NaN or infinite and
-    `allow_nonfinite` is False."""
+    over the mesh. If `cfg.base_dtype` is set, the matrices are quantized from the stored values, one parameter at a time.
+    Raises ValueError if the folder is incomplete, or if values are NaN or infinite and `allow_nonfinite` is False. The message
+    names the file or tensor."""
     stream = stream_model_folder if is_folder(path_of(folder) / "params") else stream_hugging_face
     params = stream(folder, cfg, mesh, None if cfg.base_dtype else cfg.param_dtype, allow_nonfinite)
     params = _with_progress(params, cfg, mesh, "loading")
@@ -236,7 +237,7 @@ def load_params(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, allow_n
 
 
 def _quantized(stream: Stream, cfg: ModelConfig, mesh: Mesh) -> Iterator[tuple[Path, jax.Array | int8.Int8Matrix]]:
-    """Yields the parameters of a stream. Quantizes the matrices, and casts the norm scales to `cfg.param_dtype`."""
+    """Yields the parameters of a stream. Quantizes the matrices, and casts the norm scales and biases to `cfg.param_dtype`."""
     leaves, axes = flatten_dict(abstract_base(cfg, mesh)), flatten_dict(parameter_table(cfg))
     for path, value in stream:
         leaf = leaves[path]
@@ -303,7 +304,10 @@ def convert(
 def export(
     source: str | os.PathLike, target: str | os.PathLike, mesh: Mesh, dtype: str | None = None, allow_nonfinite: bool = False
 ) -> None:
-    """Converts a model folder to a Hugging Face folder, with the same arguments and errors as `convert`."""
+    """Converts a model folder to a Hugging Face folder. The arguments are those of `convert`, except `start`. The folder
+    `target` appears only when it is complete. Raises ValueError if `target` exists, if a parameter cannot be read, if a link
+    leads out of the model folder, or if `check_finite` rejects a value. With `allow_nonfinite`, `check_finite` warns
+    instead."""
     cfg, values = folder_model_config(source), read_model_json(source)
     if not is_address(source):
         check_link(path_of(source) / "params")
@@ -320,8 +324,8 @@ def export(
 def original_name(folder: str | os.PathLike) -> str:
     """Returns a name or path under which Hugging Face's libraries find the model. For a Hugging Face folder, this is the
     model's name on the hub if the folder is in the hub's cache, otherwise the absolute path of the folder. For a model folder,
-    it is the name or path of the Hugging Face folder that was converted. It is empty if an earlier version of this project
-    converted the folder."""
+    it is the name or path of the Hugging Face folder that was converted. For model folders of earlier versions of this project,
+    which did not record it, returns ""."""
     origin = small_files(folder) / ORIGIN
     if origin.is_file():
         source = read_json(origin).get("source")
@@ -337,7 +341,9 @@ def original_name(folder: str | os.PathLike) -> str:
 
 
 def weight_names(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelConfig) -> tuple[dict[str, str] | None, bool]:
-    """Returns the last two arguments of `write_safetensors` for writing the tensors of a folder again."""
+    """Returns the arguments `weight_map` and `stores_head` of `write_safetensors`. With these arguments, it writes the tensors
+    under the same names and into the same files as in the Hugging Face folder that `folder` is or was converted from. `values`
+    is the content of config.json."""
     return read_weight_map(folder), stores_tied_head(folder, values, cfg)
 
 
@@ -353,7 +359,8 @@ def write_safetensors(
 ) -> None:
     """Writes all parameters in Hugging Face's layout, with one layer's tensor in memory at a time. `values` is the content of
     config.json, which names the architecture and thereby determines the names of the tensors. `weight_map` is {tensor name:
-    file name}. If `weight_map` is None, each file has at most 5 GB. `stores_head` is the result of `stores_tied_head`."""
+    file name}. If `weight_map` is None, each file has at most 5 GB. If `stores_head` is True, also writes the embedding a
+    second time as the output head, see `stores_tied_head`."""
     layouts, out_dtype = _layouts(values, cfg, mesh, stores_head), jnp.dtype(dtype)
     shapes = {name: layout.shape for layout in layouts.values() for name in layout.names}
     size = {name: math.prod(shape) * out_dtype.itemsize for name, shape in shapes.items()}
@@ -396,8 +403,8 @@ def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
 
 
 def check_link(file: pathlib.Path) -> None:
-    """Raises ValueError if `file`, which will be copied or converted, is a symbolic link that leads out of its folder. A
-    model's folder may come from a stranger, and such a link could lead to any file of the user. Links to the blobs of the same
+    """Raises ValueError if `file`, which will be copied or converted, is a symbolic link that leads out of its folder. The
+    folder may come from an untrusted source, and such a link could lead to any file of the user. Links to the blobs of the same
     model in Hugging Face's cache are allowed."""
     folder = pathlib.Path(os.path.realpath(file.parent))
     found = pathlib.Path(os.path.realpath(file))

@@ -75,10 +75,10 @@ def read_model_json(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def model_config(values: dict[str, Any], *, special: Mapping[str, int] = {}, **numerics: Any) -> ModelConfig:
-    """Returns the configuration of the network that a Hugging Face config.json describes. `special` is {name: id} of the special
-    tokens in the tokenizer's files. It is used for the ids that config.json does not have. `numerics` contains param_dtype,
-    compute_dtype, remat and eot_id. Raises ValueError if a key is missing, or if a value is invalid or selects an unsupported
-    computation."""
+    """Returns the configuration of the network that a Hugging Face config.json describes. `special` is {name: id} of the
+    special tokens in the tokenizer's files. It is used for the ids that config.json does not have. `numerics` contains other
+    fields of `ModelConfig`, such as param_dtype, compute_dtype and remat. Raises ValueError if a key is missing, or if a value
+    is invalid or selects an unsupported computation."""
     family = family_of(values)
     tied = values.get(family.tied, False)
     if family.required:
@@ -106,16 +106,17 @@ def model_config(values: dict[str, Any], *, special: Mapping[str, int] = {}, **n
 
 
 def masked_config(folder: str | os.PathLike, architecture: str, mask_token: str = "") -> dict[str, Any]:
-    """Returns the config.json of a masked diffusion model with the weights of the autoregressive model in `folder`, from which it
-    can be trained.
+    """Returns the content of config.json for a masked diffusion model whose training starts from the autoregressive model in
+    `folder`.
 
     Args:
-        architecture: of the masked diffusion model, see `Family.causal`.
-        mask_token: name or id of the token that becomes MASK. By default, the mask token that the tokenizer names, or the first
-            id above those of the tokenizer, if the network has more embeddings.
+        architecture: architecture of the masked diffusion model, see `Family.causal`.
+        mask_token: name or id of the token that becomes MASK. If empty, MASK is the tokenizer's mask token, see
+            `MASK_TOKENS`. If the tokenizer has none, MASK is the first id above those of the tokenizer. The network must have
+            an embedding for this id.
 
     Raises:
-        ValueError: the architectures do not go together, or there is no such mask token."""
+        ValueError: the masked diffusion model cannot be made from the architecture in `folder`, or no token can become MASK."""
     values, family = read_model_json(folder), family_of({"architectures": [architecture]})
     if architecture_of(values) not in family.causal:
         known, found = ", ".join(family.causal) or "no autoregressive model", repr(values.get("architectures"))[:100]
@@ -153,7 +154,8 @@ def _mask_id(values: dict[str, Any], special: Mapping[str, int]) -> int:
 
 
 def _eos_id(values: dict[str, Any], family: Family, special: Mapping[str, int]) -> dict[str, int]:
-    """Returns {where it was found: id} of the token that fills a row after a completion."""
+    """Returns the id of the token that fills a row after a completion, as {source: id}. The source, such as "eos_token_id",
+    says where the id was found, for use in error messages."""
     if not family.eos:
         return {"eos_token_id": _integer(values, "eos_token_id", least=0)}
     if family.eos in special:
@@ -191,8 +193,10 @@ def _check_keys(values: dict[str, Any], family: Family) -> None:
 
 
 def _without_llama3_rope(values: dict[str, Any]) -> tuple[dict[str, Any], RopeScaling | None]:
-    """Returns the contents of a config.json without the scaling of Llama 3.1's rotary embedding, and this scaling, if there is
-    one. transformers 4 writes it into rope_scaling, and transformers 5 into rope_parameters. Raises ValueError if it is invalid."""
+    """Separates the scaling of Llama 3.1's rotary embedding from the contents of a config.json. Returns the contents without
+    the scaling, and the scaling, or None if there is none. transformers 4 writes the scaling into rope_scaling, and
+    transformers 5 into rope_parameters. Raises ValueError if the scaling is invalid, or if the two keys contain different
+    scalings."""
     found = set()
     for key in ("rope_parameters", "rope_scaling"):
         group = values.get(key)
@@ -296,7 +300,7 @@ def tensor_names(values: dict[str, Any], cfg: ModelConfig) -> dict[Path, list[st
 
 
 def head_name(values: dict[str, Any]) -> str:
-    """Returns the name of the tensor of the output head, which a file with tied embeddings may lack."""
+    """Returns the name of the tensor of the output head. Files of models with tied embeddings may lack this tensor."""
     return family_of(values).tensors["head",]
 
 

@@ -47,7 +47,8 @@ HARMLESS = (
 
 
 def _module(family: Family, target: str) -> str:
-    """Returns the name of a module, with {} for the number of the layer."""
+    """Returns the name of the module `target`, such as "query", in the base model, with {} in place of the number of the
+    layer."""
     return family.tensors["blocks", target].removesuffix(".weight")
 
 

@@ -146,8 +146,8 @@ def fill_files(size: dict[str, int]) -> dict[str, str]:
 def write_headers(
     folder: pathlib.Path, weight_map: dict[str, str], shapes: dict[str, tuple[int, ...]], dtype: np.dtype
 ) -> dict[str, tuple[pathlib.Path, int]]:
-    """Creates every safetensors file with its header and its full size. Returns {tensor name: (file, offset in bytes of the
-    tensor's data)}."""
+    """Creates every safetensors file with its header and its full size. The data of the tensors must be written later. Returns
+    {tensor name: (file, offset in bytes of the tensor's data)}."""
     place = {}
     for file in sorted(set(weight_map.values())):
         header: dict[str, Any] = {}
