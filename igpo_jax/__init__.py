@@ -5,8 +5,8 @@ __all__ = ["Completion", "DiffusionLM", "Score", "grade", "load"]
 
 
 def __dir__() -> list[str]:
-    """Returns the names of this module, with the Python API, which `__getattr__` has not imported yet. Completion in IPython
-    shows them."""
+    """Returns the names of this module and of the Python API, so that completion in IPython also shows names that `__getattr__`
+    has not imported yet."""
     return sorted({*globals(), *__all__})
 
 

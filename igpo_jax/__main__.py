@@ -27,8 +27,9 @@ COMMANDS = {
 
 def names_own_code(arguments: list[str]) -> bool:
     """Returns whether the arguments of a command name code in the working folder: a configuration, or a module of a task or a
-    reward. Otherwise, nothing may be imported from this folder, which may come from somebody else: libraries try to import many
-    modules that are not installed."""
+    reward. If they name none, nothing may be imported from this folder, because its files may come from an untrusted source.
+    Libraries try to import many modules that are not installed, and a file in this folder may have the name of such a
+    module."""
     for argument in arguments:
         name, _, value = argument.lstrip("-").partition("=")
         file = value.partition(":")[0]

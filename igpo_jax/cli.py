@@ -71,10 +71,10 @@ def escape_controls(text: str, kept: str = "\n\t") -> str:
 def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], list[str]]) -> None:
     """Calls a command's `main` with the arguments that `parse` returns, and ends the process. If `main` or `parse` exits with a
     message, such as `error: ...`, the message becomes one line of at most `LONGEST` characters. In this message and in log
-    messages, control characters are escaped, because names of files may contain them, and paths of copies of folders in buckets
-    are replaced by addresses. After an error, waits at most `PATIENCE` seconds for other threads, because the threads of a failed
-    save in Orbax can wait for each other for minutes. After a failed read, Orbax's threads and coroutines print tracebacks of
-    errors that cannot be caught. These tracebacks are hidden."""
+    messages, control characters are escaped, because file names may contain them. Paths of local copies of bucket folders are
+    replaced by the addresses of these folders. After an error, waits at most `PATIENCE` seconds for other threads, because the
+    threads of a failed save in Orbax can wait for each other for minutes. Hides the tracebacks that Orbax's threads and
+    coroutines print after a failed read, because these errors cannot be caught."""
     sys.unraisablehook = lambda unraisable: logging.debug("not raised: %r", unraisable.exc_value)
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     logging.setLogRecordFactory(functools.partial(_escaped_record, logging.getLogRecordFactory()))
@@ -166,9 +166,9 @@ def config_overrides(arguments: Sequence[str]) -> list[str]:
 
 def resolve_config_path(argument: str) -> str:
     """Returns the path of a config file, given a name such as `math.py`, `math` or `math.py:variant`. A name without a folder
-    is also looked up in ./configs, and then in the configs/ folder of the installation. The latter folder is inside the package
-    if a wheel was installed, and beside the package in a clone of the repository. If there is no such file, raises a ValueError
-    that lists all config files."""
+    is also looked up in ./configs, and then in the configs/ folder of the installation. A wheel installs this folder inside the
+    package. In a clone of the repository, the folder is beside the package. If there is no such file, raises a ValueError that
+    lists all config files."""
     name, colon, variant = argument.partition(":")
     package = pathlib.Path(__file__).parent
     installed = package / "configs"
@@ -243,7 +243,8 @@ def _dotted_items(section: "ConfigDict", prefix: str = "") -> Iterator[tuple[str
 
 def _check_arguments(arguments: Sequence[str], known: dict[str, bool], words: bool) -> None:
     """Raises ValueError for the first argument that is neither a known flag nor a flag's value, or if the value of a flag is
-    missing. The message names the most similar flag. `words` has the same meaning as in `parse_arguments`."""
+    missing. The message names the most similar flag. If `words` is True, an argument that is neither a flag nor a flag's value
+    is an error only if it contains "=" and no file has this name."""
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)

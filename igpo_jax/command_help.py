@@ -16,7 +16,7 @@ KINDS = {"int": "N", "float": "X", "comma separated list of strings": "A,B"}
 
 
 def command_help(own: Sequence[str]) -> str:
-    """Returns the help of the command that runs: the docstring of its module and its flags, whose names are given."""
+    """Returns the help of the running command: the docstring of its module, and the flags whose names are in `own`."""
     usage, _, about = str(sys.modules["__main__"].__doc__).strip().replace("python -m igpo_jax.", "igpo ").partition("\n\n")
     shown = [flags.FLAGS[name] for name in own]
     lines = _wrapped(re.sub(r"\n +", " ", usage).splitlines(), hanging=6)

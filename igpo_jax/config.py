@@ -413,7 +413,8 @@ def fingerprint(config: ConfigDict, stage: str = "rl") -> str:
 
 
 def without_new_keys(decode: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings of a sampler without the keys that earlier versions lacked, if they have their default values."""
+    """Returns the settings of a sampler without those keys of `NEW_KEYS` that have their default values. Configurations
+    of earlier versions lack these keys."""
     return {key: value for key, value in decode.items() if key not in NEW_KEYS or value != getattr(DecodeConfig, key)}
 
 

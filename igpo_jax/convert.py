@@ -4,8 +4,8 @@ python -m igpo_jax.convert --source=DIR --target=DIR --as=A2DQwen3LMHeadModel [-
 Converts a model to another format. By default, converts a Hugging Face folder to a model folder of igpo_jax.
 --format=huggingface converts a model folder or a training run to a Hugging Face folder, and merges the adapters of a run into
 the weights. --format=peft writes the adapters of a training run in PEFT's format. The PyTorch code in LLaDA's and iLLaDA's
-folders is copied unchanged; this code needs transformers 4. --as makes a start for training from the weights of an
-autoregressive model (docs/models.md)."""
+folders is copied unchanged; this code needs transformers 4. --as converts an autoregressive model to a masked
+diffusion model of the given architecture, which is useful only after further training (docs/models.md)."""
 
 from igpo_jax.runtime import interrupts
 

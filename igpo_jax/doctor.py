@@ -234,8 +234,8 @@ def devices() -> Iterator[Finding]:
 
 
 def allocator() -> Finding:
-    """Checks whether tcmalloc is preloaded. If not, tries whether it could be, as launch/local.sh does: the loader prints a
-    warning if the library is missing."""
+    """Checks whether tcmalloc is preloaded. If not, starts a program with tcmalloc preloaded to find out whether the library is
+    installed: if it is missing, the loader prints a warning. launch/local.sh uses the same check."""
     name, preloaded = "tcmalloc", os.environ.get("LD_PRELOAD", "")
     if "tcmalloc" in preloaded:
         return Finding("ok", name, f"is preloaded (LD_PRELOAD={preloaded})")
@@ -269,8 +269,8 @@ def plug_in_findings(platform_name: str, plug_in: PlugIn) -> Iterator[Finding]:
 
 
 def compile_cache() -> Iterator[Finding]:
-    """Checks that the folder for compiled programs is writable if the environment variable JAX_COMPILATION_CACHE_DIR names a
-    folder."""
+    """If the environment variable JAX_COMPILATION_CACHE_DIR names a folder for compiled programs, checks that this folder is
+    writable."""
     name, folder = "compiled programs", os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if folder is None:
         yield Finding("ok", name, f"are kept in {user_cache() / 'compiled'}; JAX_COMPILATION_CACHE_DIR names another folder")
@@ -345,7 +345,8 @@ def _tiny_config(rows: int):
 
 
 def bucket() -> Iterator[Finding]:
-    """Writes, reads, lists and deletes an object in the bucket of --bucket, and measures the speed."""
+    """Writes, reads, lists and deletes an object in the bucket that the flag --bucket names. Measures the speed of writing and
+    reading. Does nothing without the flag."""
     from absl import flags
 
     from igpo_jax.runtime.buckets import account, explained_errors, filesystem

@@ -1,5 +1,5 @@
-"""Families of masked diffusion language models, whose folders in Hugging Face's format this package reads and writes. A family
-that has the same network as another one needs one entry in `FAMILIES` (docs/models.md)."""
+"""Families of masked diffusion language models, whose folders in Hugging Face's format this package reads and writes. To add a
+family that has the same network as a known one, add one entry to `FAMILIES` (docs/models.md)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -31,13 +31,14 @@ class ChatTemplate:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Family:
-    """What config.json and the tensors of a family's models are called, and how its chat template and special tokens work.
+    """Layout of a family's models: the names of keys in config.json and of tensors, the chat template, the special tokens, and
+    the features of the network.
 
     Attributes:
         architectures: values of `architectures` in config.json.
         tensors: parameter -> name of its tensor, with {} for the number of the layer.
         sizes: field of `ModelConfig` -> key of config.json.
-        tied: key of config.json for a head that is the transposed embedding.
+        tied: key of config.json that tells whether the output head is the transposed embedding.
         required: keys that must be in config.json, because the defaults in the model's code are not supported here.
         eos: special token that fills a row after a completion, or "" if the tokenizer's files name it. config.json and the
             tokenizer's files of a chat model may name the end of a turn instead.
@@ -67,7 +68,8 @@ class Family:
 
 
 def _tensors(embedding: str, blocks: str, norm: str, head: str, **of_block: str) -> dict[Path, str]:
-    """Returns `Family.tensors`. Names ending in ".bias" are complete, and all others lack ".weight"."""
+    """Returns the value of `Family.tensors`, given the names of the tensors without ".weight". Only names of biases are given
+    in full, with ".bias". `of_block` is {parameter: name inside of a block}."""
     names: dict[Path, str] = {("embedding",): embedding, ("final_norm",): norm, ("head",): head}
     names |= {("blocks", parameter): f"{blocks}.{{}}.{name}" for parameter, name in of_block.items()}
     return {path: name if name.endswith(".bias") else f"{name}.weight" for path, name in names.items()}
@@ -150,7 +152,8 @@ def find_family(values: Mapping[str, Any]) -> Family | None:
 
 
 def family_of(values: Mapping[str, Any]) -> Family:
-    """Like `find_family`, but raises ValueError if the architecture is unknown."""
+    """Returns the family of a model, given the contents of its config.json. Raises ValueError if the architecture is
+    unknown."""
     family = find_family(values)
     if family is None:
         known = ", ".join(name for family in FAMILIES for name in family.architectures)

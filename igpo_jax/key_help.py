@@ -1,5 +1,5 @@
-"""Meanings of configuration keys, which are the comments beside the keys in the source code. docs/configuration.md is made of
-them."""
+"""Meanings of configuration keys, which are the comments beside the keys in the source code. docs/configuration.md is generated
+from these meanings."""
 
 import ast
 import dataclasses
@@ -79,8 +79,8 @@ def _fields(cls: type, prefix: str = "") -> dict[str, str]:
 
 
 def _limit(field: dataclasses.Field, meaning: str) -> str:
-    """Returns the values that the check of a field allows, as its error message states them. Leaves out words that `meaning`
-    explains already."""
+    """Returns the values that the check of a field allows, in the words of the error message of this check. Returns "" if
+    `meaning` already names these values, or if the error message does not state them."""
     check, value = field.metadata.get("check"), IMPOSSIBLE.get(type(field.default))
     told = check(value) if check and value is not None else ""
     if words := re.fullmatch(" is none of (.+)", told):
@@ -115,7 +115,7 @@ def comments(module: str, name: str) -> dict[str, str]:
 
 
 def _entries(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, int, int]]:
-    """Yields (key, first line, last line) for the annotated names and the keys of dicts in a part of a program."""
+    """Yields (key, first line, last line) for the annotated names and the keys of dicts in the syntax tree `node`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.AnnAssign) and isinstance(child.target, ast.Name):
             yield prefix + child.target.id, child.lineno, child.end_lineno or child.lineno

@@ -1,7 +1,7 @@
 """python -m igpo_jax.lm_eval --model igpo_jax --model_args path=DIR --tasks NAME [...]
 
-Runs EleutherAI's lm-evaluation-harness on a model or a training run (docs/lm_eval.md). All flags are those of the harness, which
-does not find models of other packages by itself."""
+Runs EleutherAI's lm-evaluation-harness on a model or a training run (docs/lm_eval.md). All flags are those of the harness. This
+command makes the model igpo_jax known to the harness, which does not find models of other packages by itself."""
 
 from igpo_jax.runtime import interrupts
 
@@ -51,8 +51,8 @@ log = logging.getLogger("lm_eval.igpo_jax")  # the harness shows messages of its
 
 
 class Chat(str):
-    """Text of a conversation that keeps its messages, because markers of the chat template in a text are encoded as ordinary
-    text."""
+    """Text of a conversation in the chat template, with the messages of the conversation. The conversation is encoded from its
+    messages: in a plain text, the markers of the chat template would be encoded as ordinary text."""
 
     messages: list[dict[str, str]]
 
@@ -62,9 +62,9 @@ class DiffusionHarnessModel(LM):
 
     Args:
         path: a model's or a run's folder, or the id of a model in the Hugging Face cache, see `igpo_jax.load`.
-        options: draws and seed of `DiffusionLM.score`, of which seed is also that of `DiffusionLM.generate`; options of
+        options: draws of `DiffusionLM.score`; seed of `DiffusionLM.score` and `DiffusionLM.generate`; options of
             `igpo_jax.load` (`LOADING`); and settings of the sampler (`DECODING`), by default those of `DiffusionLM.decode`.
-            The harness also gives batch_size, max_batch_size and device, which are not used, because JAX selects the devices.
+            The harness also passes batch_size, max_batch_size and device, which have no effect; JAX selects the devices.
 
     Raises ValueError if an option is unknown or has the wrong type, or if the model cannot be loaded."""
 
@@ -90,7 +90,8 @@ class DiffusionHarnessModel(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """A name of the tokenizer and its chat template, by which the harness recognizes stored requests."""
+        """Hash of the tokenizer. The harness includes it in the names of its stored requests, so that they are not used with
+        another tokenizer."""
         return self._tokenizer.digest
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
@@ -129,8 +130,9 @@ class DiffusionHarnessModel(LM):
 
     def loglikelihood(self, requests: Sequence["Instance"], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Returns (log-likelihood, is greedy) for each request (context, continuation). The log-likelihood is a lower bound in
-        nats, estimated by `DiffusionLM.score`. Greedy means that sampling as many tokens as the continuation has, at temperature
-        0, one per step and in one block, yields the continuation. Logs the standard errors of the estimates."""
+        nats, estimated by `DiffusionLM.score`. The second value is True if greedy sampling yields the continuation. Greedy
+        sampling fills one block of the continuation's length, one token per step, at temperature 0. Logs the standard errors of
+        the estimates."""
         pairs = [self._encode_pair(*request.args) for request in requests]
         greedy = self._greedy(pairs)
         results, errors = [], []
@@ -147,8 +149,8 @@ class DiffusionHarnessModel(LM):
         return results
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Encodes a context and its continuation separately. As in the harness's other models, spaces at the end of a text
-        before the continuation belong to the continuation."""
+        """Encodes a context and its continuation separately. As in the harness's other models, white space at the end of the
+        context is moved to the start of the continuation. If the context is a `Chat`, it stays unchanged."""
         if not isinstance(context, Chat):
             text = context.rstrip()
             context, continuation = text, context[len(text) :] + continuation
@@ -178,15 +180,15 @@ if __name__ != "__main__":  # the command imports this module again, under the n
 
 
 def _cut(text: str, until: str | Sequence[str] | None) -> str:
-    """Returns the text before the first of the texts `until`."""
+    """Returns the part of a text before the first occurrence of any of the texts `until`."""
     for end in [until] if isinstance(until, str) else until or ():
         text = text.partition(end)[0] if end else text
     return text
 
 
 def _in_batches(contexts: Sequence[list[int]], size: int) -> Iterator[list[int]]:
-    """Yields the indices of all contexts in batches of at least `size`, except for the last one, longest contexts first. Equal
-    contexts are in one batch, so that `generate` draws different noise for each of them."""
+    """Yields the indices of all contexts in batches, longest contexts first. Each batch except the last has at least `size`
+    indices. Equal contexts are in one batch, so that `generate` draws different noise for each of them."""
     order = sorted(range(len(contexts)), key=lambda row: (-len(contexts[row]), contexts[row]))
     batch: list[int] = []
     for _, rows in itertools.groupby(order, key=lambda row: contexts[row]):
@@ -212,7 +214,7 @@ def main(_) -> None:
 
 
 def parse_nothing(arguments: list[str]) -> list[str]:
-    """Prepares the process for the devices of this machine. The harness parses the arguments."""
+    """Prepares the process for the devices of this machine, and returns the arguments unchanged. The harness parses them."""
     host.prepare()
     flags.FLAGS(arguments[:1])
     return arguments

@@ -59,9 +59,10 @@ class Tokenizer(Protocol):
 
 
 def _stand_in(text: str, alphabet: set[str]) -> str:
-    """Returns a character that occurs neither in the text nor in the alphabet, and that has as many UTF-8 bytes as SPACE_MARK.
-    It is a private-use character of Unicode or, if all of them occur, a Hangul syllable or a Chinese character. Unicode
-    normalization does not change the returned character. Raises ValueError if all candidates occur."""
+    """Returns a character that can replace SPACE_MARK in a text while the text is encoded. The character occurs neither in the
+    text nor in the alphabet of the vocabulary, and has as many UTF-8 bytes as SPACE_MARK. It is a private-use character of
+    Unicode or, if all of them occur, a Hangul syllable or a Chinese character. Unicode normalization does not change the
+    returned character. Raises ValueError if all candidates occur."""
     used = alphabet.union(text)
     found = next((c for c in map(chr, STAND_INS) if c not in used), "")
     require(found, f"a text with {SPACE_MARK} has too many different characters")
@@ -257,9 +258,10 @@ class HuggingFaceTokenizer:
 
 
 def load_tokenizer(path: str | os.PathLike, mask_id: int | None = None) -> Tokenizer:
-    """Loads a tokenizer from a tokenizer.json or *.model file, or from a folder with exactly one such file. `mask_id` is the id
-    of MASK. It is not needed for a *.model file with the piece <mask>. Raises ValueError if there is no such file, if a folder
-    has several of them, or if the file is unusable."""
+    """Loads a tokenizer from a tokenizer.json, vocab.json or *.model file, or from a folder with exactly one such file. In a
+    folder, vocab.json is ignored if there are other such files. `mask_id` is the id of MASK. It is not needed for a *.model
+    file with the piece <mask>. Raises ValueError if there is no such file, if a folder has several of them, or if the file is
+    unusable."""
     path = small_files(path)
     if path.is_dir():
         found = _tokenizer_files(path)
@@ -283,8 +285,8 @@ def has_tokenizer(folder: str | os.PathLike) -> bool:
 
 
 def _tokenizer_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the files of a folder that `load_tokenizer` reads. If transformers has written tokenizer.json from vocab.json, both
-    have the same vocabulary, and only the first is returned."""
+    """Returns the files of a folder from which `load_tokenizer` can load a tokenizer. Returns vocab.json only if there is no
+    other such file, because transformers may have written a tokenizer.json with the vocabulary of vocab.json."""
     found = sorted([*folder.glob("tokenizer.json"), *folder.glob("*.model")])
     return found or [file for file in (folder / VOCABULARY,) if file.is_file()]
 

@@ -111,7 +111,8 @@ def shown_path(workdir: pathlib.Path) -> str:
 
 
 def next_command(experiment: Experiment, folder: str) -> str:
-    """Returns a command that shows what the trained model does."""
+    """Returns the command with which a user can try the trained model: `playground` if its packages are installed, otherwise
+    `generate`."""
     task = experiment.config.task.name
     trust = "" if task in TASKS else f" --trust={task}"
     has_playground = all(map(importlib.util.find_spec, ("starlette", "uvicorn", "PIL")))
@@ -120,7 +121,8 @@ def next_command(experiment: Experiment, folder: str) -> str:
 
 
 def first_lines(experiment: Experiment) -> list[str]:
-    """Returns lines that say what a run does, on which devices, and what was chosen for them."""
+    """Returns lines that describe a run: its stages, its devices, the settings that were chosen for these devices, and the
+    number of token ids that the sampler never draws."""
     config, model = experiment.config, experiment.model
     sft, rl = config.sft, config.rl
     stages = [f"{sft.updates:,} supervised updates of {sft.batch_size} solutions"] * (sft.updates > 0)

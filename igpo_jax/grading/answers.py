@@ -166,8 +166,9 @@ def _stated(place: str, rule: str, is_line: bool = False) -> str | None:
 
     Tries the whole text, the part after "answer is", the part after a label, and the part before a remark. Returns the first of
     these parts that is a value. With the rule `number`, only numbers and formulas are values. If no part is a value, returns
-    the only formula of the text. If the text has no formula, or a number after its last formula, returns this number if it is
-    the only one. Returns neither if a word changes the meaning of the formula or number.
+    the only formula of the text. If the text has no formula, returns its only number. If numbers follow the last formula,
+    returns the only one of them. Returns None if there are several such formulas or numbers, or if a word of the text, such as
+    "least", may change their meaning.
 
     `is_line` means that the text is a #### line. Such a line has no answer if it looks like a heading, or if no part is a
     value."""

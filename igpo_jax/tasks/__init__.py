@@ -5,12 +5,12 @@
     reward(problem, text, **options) -> float      1.0 if the completion `text` is correct, otherwise less
     extract_answer(text, **options) -> str | None  the answer in a completion
     REWARD_OPTIONS                                 keys of the section `task` that are the `options` above
-    content(task, problem) -> (str, str)           optional: equal for equal problems, see decontamination.py
+    content(task, problem) -> (str, str)           optional: equal for problems that count as equal (decontamination.py)
     warm_up() -> None                              optional: loads what `reward` needs, before a worker process grades answers
 
-Some tasks generate their problems. The test split of these tasks is the same for all seeds, so that runs with different seeds
-are comparable. It has no questions in common with the other splits. Before a run, training problems that are also in the test
-split are dropped."""
+Some tasks generate their problems. The test split of such a task is the same for all seeds, so that runs with different seeds
+are comparable, and has no questions in common with the other splits of the task. Before a run of any task, training problems
+that are also in the test split are dropped."""
 
 import importlib
 import types

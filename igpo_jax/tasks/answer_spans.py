@@ -120,9 +120,9 @@ def _unchanged(text: str, answer: str) -> list[Span]:
 
 def states(text: str, answer: str, compare: Callable[[str, str], bool] | None = None) -> bool:
     """Returns whether a short text equals an answer. Numbers are compared by value. Other pairs are compared by `equal`, which
-    may take milliseconds. To save time, `equal` is called only in two cases: the answer is a number and the text is an
-    arithmetic expression, or the answer is not a number and has the same symbols as the text. Returns True if `equal` times
-    out."""
+    may take milliseconds, or by `compare(answer, text)` if this function is given. To save time, this comparison is made only
+    in two cases: the answer is a number and the text is an arithmetic expression, or the answer is not a number and has the
+    same symbols as the text. Returns True if `equal` times out."""
     wanted, found = _values(answer), _values(text)
     if text == answer or wanted & found:
         return True
@@ -136,8 +136,9 @@ _slow_seconds = 0.0  # of all slow comparisons in this process
 
 
 def _patient_equal(answer: str, text: str) -> bool:
-    """Returns `equal(answer, text)`, or True if it times out. Also returns True, without a comparison, once this process has spent
-    `MOST_SLOW` seconds in slow comparisons: a file of problems could ask for thousands of them."""
+    """Returns `equal(answer, text)`, or True if the comparison times out. After more than `MOST_SLOW` seconds of slow
+    comparisons in this process, returns True without a comparison, because a file of problems can cause thousands of slow
+    comparisons."""
     global _slow_seconds
     if _slow_seconds > MOST_SLOW:
         return True

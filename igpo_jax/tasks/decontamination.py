@@ -1,9 +1,10 @@
 """Keeps the problems of the test split out of training. Problems are compared by their contents instead of their ids, because
 ids may be row numbers.
 
-The content of a problem is a pair (text, capitals). A task may define it in a function content(task, problem). Two problems
-count as equal if their texts are equal and their capitals are equal. If the capitals of one problem are "", only the texts are
-compared."""
+The content of a problem is a pair (text, capitals). `text` is the problem in a normalized form, and `capitals` is the part of
+the problem in which upper and lower case have a meaning (see `question_content`), or "". A task may define the content in a
+function content(task, problem). Two problems count as equal if their texts are equal and their capitals are equal. If the
+capitals of one problem are "", only the texts are compared."""
 
 import logging
 import re
@@ -92,7 +93,7 @@ def repeats(contents: Collection[Content]) -> int:
 
 
 def warn_of_repeats(where: str, contents: Collection[Content]) -> None:
-    """Logs a warning if several problems have the same content. `where` says in the message where the problems are from, such
+    """Logs a warning if several problems have the same content. `where` is the name of the set of problems in the message, such
     as "the split rl"."""
     if repeated := repeats(contents):
         same = "the question of an earlier one, compared as for the test split"
@@ -124,8 +125,9 @@ def question_content(question: str) -> Content:
 
 
 def _counts(tokens: list[str], i: int) -> bool:
-    """Returns whether the punctuation mark `tokens[i]` has a mathematical meaning. An exclamation mark has a meaning if it is a
-    factorial. Every other mark has a meaning if it stands between two numbers, single letters or symbols."""
+    """Returns whether the punctuation mark `tokens[i]` has a mathematical meaning. An exclamation mark has such a meaning if it
+    is a factorial or part of an operator such as !=. Any other mark has such a meaning if it stands between two numbers, single
+    letters or symbols."""
     before, after = tokens[i - 1] if i else "", tokens[i + 1] if i + 1 < len(tokens) else ""
     if tokens[i] == "!":
         follows = before[-1:].isdigit() or before in (")", "]", "}", "|", "!") or (len(before) == 1 and before.isalpha())
@@ -135,9 +137,10 @@ def _counts(tokens: list[str], i: int) -> bool:
 
 
 def _capitals(tokens: list[str]) -> str:
-    """Returns the single letters and the words of two or three letters in their original case, separated by spaces. There are
-    two exceptions, because a capital at the beginning of a sentence has no meaning: capitalized words such as Is become lower
-    case, and so does the article A at the beginning of a sentence."""
+    """Returns the single letters and the words of two or three letters among the tokens of a question, separated by spaces.
+    Their case is kept, because it may have a meaning, as in x and X, or in mb and MB. The capital at the beginning of a
+    sentence has no meaning. Therefore, two kinds of words become lower case: words of two or three letters of which only the
+    first is a capital, such as "Is" and "The", and the article "A" at the beginning of a sentence or after a colon."""
     short, is_first = [], True
     for i, token in enumerate(tokens):
         if token.isalpha() and len(token) < 4:

@@ -1,5 +1,5 @@
-"""Grades of completions. This module imports jax (through flax), which takes time and memory. Therefore, it is separate from
-reward_pool.py, so that worker processes do not import it."""
+"""Grades of completions. This module is separate from reward_pool.py, so that programs can grade completions without importing
+jax, which takes time and memory. This module imports jax through flax."""
 
 from collections.abc import Mapping
 

@@ -67,8 +67,8 @@ def load(task, split: str, seed: int) -> list[Problem]:
 
 def load_counted(task, split: str) -> tuple[list[Problem], list[SourceCounts]]:
     """Returns the problems of one split, and the numbers of kept and dropped rows of each source. Raises ValueError if a
-    template or task.answer is invalid, or if the split has no sources. If a file is unusable, the message names the file and
-    the line."""
+    template or task.answer is invalid, or if the split has no sources. If a file is unusable, raises a ValueError that names
+    the file and the line."""
     if "{question}" not in task.prompt:
         raise ValueError(f"task.prompt={task.prompt!r} lacks {{question}}")
     for key in ("prompt", "demonstration"):

@@ -72,10 +72,10 @@ class RewardPool:
 
     The time for imports does not count against the deadline. A worker first imports the reward function, and calls `warm_up()`
     if the function's module defines it. Only then does the worker get its first answer. Therefore, `warm_up` must load
-    everything that the reward function would otherwise load later.
+    everything that the reward function would otherwise load during its first call.
 
-    `reasons` is {outcome: newest reason} for the outcomes "timeout" and "error". The first reason for an outcome is logged as a
-    warning."""
+    `reasons` is {outcome: newest reason why an answer has no verdict} for the outcomes "timeout" and "error". The first reason
+    for an outcome is logged as a warning."""
 
     def __init__(
         self,
@@ -144,8 +144,8 @@ class RewardPool:
         """Kills a worker and queues its unfinished answers again. The answer that the worker was grading is not queued again,
         but gets a verdict, in three cases. If grading took too long, the verdict is "timeout". If the worker sent anything
         other than replies, or if this answer has now killed a second worker, the verdict is "error". After the first death, the
-        answer is tried again, because the worker may have been killed from outside. Raises ValueError if more processes died
-        before they were ready than the pool has workers."""
+        answer is tried again, because the worker may have been killed from outside. Raises ValueError if more processes than
+        the pool has workers died in succession before they were ready."""
         jobs = list(worker.jobs)
         if jobs and (worker.alive() or worker.broken or jobs[0] in died):
             job, verdict = jobs.pop(0), ("timeout", f"no verdict in {self._deadline:g} s")
@@ -251,7 +251,8 @@ class _Worker:
         return None
 
     def _are_values(self, result: list[Any]) -> bool:
-        """Returns whether a list has one finite number for each function. A worker reports NaN as a text."""
+        """Returns whether a list has one finite number for each function. If a function returns NaN, the worker does not send a
+        list, but the text of an error."""
         return len(result) == self._number and all(isinstance(value, float) and math.isfinite(value) for value in result)
 
     def alive(self) -> bool:

@@ -1,4 +1,5 @@
-"""Worker process of reward_pool.py. Its arguments are FD and FUNCTIONS, see `main`."""
+"""Worker process of reward_pool.py, which grades answers. Its arguments are the file descriptor of the connection to the pool,
+and the reward functions as JSON (see `main`)."""
 
 import contextlib
 import ctypes
@@ -23,7 +24,7 @@ Reward = Callable[..., Any]  # (problem, text) -> float
 
 def main(fd: str, functions: str) -> None:
     """Grades answers until the pool closes the connection with the file descriptor `fd`. `functions` is JSON, [[name, options],
-    ...], see `RewardPool`."""
+    ...], with the name "package.module:name" and the keyword arguments of each reward function."""
     connection = Connection(int(fd))
     os.set_inheritable(int(fd), False)  # for programs that the function starts
     if not end_with_parent(connection):

@@ -46,9 +46,9 @@ def read_rows(
     `place` names the file and the row in messages. `number` is the number of the line, counted from 1, in JSON Lines and CSV.
     In JSON arrays, Parquet and ArrayRecord, it is the number of the row, counted from 0. Skips and logs up to `max_malformed`
     malformed rows. Raises ValueError if the file is missing, unreadable or has no rows. If the file is missing, the message has
-    `key`, the key or flag that names the file, and `advice`, how to get a file. If the file has more than
-    `max_malformed` malformed rows, raises a ValueError with the line and the reason. Also raises ValueError for a file that
-    consists mostly of holes, or has an implausible number of rows for its size."""
+    `key`, the key or flag that names the file, and `advice`, how to get a file. If the file has more than `max_malformed`
+    malformed rows, raises a ValueError with the line and the reason. Also raises ValueError for a sparse file that consists
+    mostly of holes, and for a file that has an implausible number of rows for its size."""
     file = local_file(path)
     if not file.is_file():
         raise ValueError(f"{key}: no data file {str(path)!r}; {advice}")
@@ -157,9 +157,10 @@ def _skip_byte_order_mark(stream: Any, path: str) -> None:
 
 
 def _json(stream: Any, path: str, is_array: bool) -> Parsed:
-    """Yields the rows of a JSON file that has one object per line, or contains an array of objects. Content that begins with a
-    bracket is read as an array if `is_array` is True (for a .json file), and must then be one. If `is_array` is False, such
-    content is read as an array only if it is an array of objects, and otherwise line by line."""
+    """Yields the rows of a JSON file that has one object per line, or contains an array of objects. If the content begins with
+    a bracket and `is_array` is True (for a .json file), the content is read as an array, and raises ValueError if it is
+    invalid. If `is_array` is False, such content is read as an array only if it is an array of objects, and otherwise line by
+    line."""
     lines = enumerate(iter(lambda: stream.readline(MOST_BYTES + 1), b""), start=1)
     number, line = next(((number, line) for number, line in lines if line.strip()), (1, b""))
     if line.lstrip().startswith(b"["):

@@ -220,10 +220,10 @@ def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
 
 
 def _math(row: dict[str, Any], fields: dict[str, str], *other_names: str) -> Record:
-    """Reads a row of MATH with the columns problem, answer and solution. Rows of AMC have no solution. If a row has a solution
-    but no answer, the answer is the content of the last \\boxed{...} of the solution. In files of AIME, the solution is only
-    this box; it then counts as missing, because it contains no reasoning. `other_names` are alternative names of the column
-    problem."""
+    """Reads a row of MATH with the columns problem, answer and solution. The solution may be missing, as in files of AMC. If a
+    row has a solution but no answer, the answer is the content of the last \\boxed{...} of the solution. If such a solution
+    consists only of this box, as in files of AIME, the solution counts as missing, because it contains no reasoning.
+    `other_names` are alternative names of the column problem."""
     question_name = column(row, "problem", *other_names) or "problem"
     names = (question_name, *(column(row, name) or name for name in ("answer", "solution")))
     question, response = _text(row, names[0]), _solution(row, names[2])

@@ -1,5 +1,5 @@
-"""Checks the names of Python modules and functions in files such as configurations. A file may come from a stranger, so the
-names are checked before any of the code is imported."""
+"""Checks the names of Python modules and functions in files such as configurations. Such a file may come from an untrusted
+source, and importing a module runs its code. Therefore, the names are checked before anything is imported."""
 
 import os
 import re
@@ -33,9 +33,9 @@ def named_code(values: dict[str, Any], graded: bool = True) -> dict[str, list[st
 
 
 def require_trusted(named: dict[str, list[str]], file: str | os.PathLike, trust: Collection[str]) -> None:
-    """Raises ValueError if `file` names code that is neither part of this package nor in `trust`. The message lists the code
-    that would run. `named` is {dotted key: names of modules or functions}. If `trust` contains a module, all its functions are
-    trusted. Imports nothing."""
+    """Raises ValueError if `file` names code that is neither a task or grader of this package (`TASKS`, `MODULES`) nor in
+    `trust`. The message lists the code that would run. `named` is {dotted key: names of modules or functions}. If `trust`
+    contains a module, all its functions are trusted. Imports nothing."""
     foreign = [(key, name) for key, names in named.items() for name in names if not _is_trusted(name, trust)]
     for key, name in foreign:
         require(NAME.fullmatch(name), f"{file}: {key}={repr(name)[:SHOWN]} is no name of a Python module")
