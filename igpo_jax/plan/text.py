@@ -21,7 +21,9 @@ def as_advice(tuned: dict) -> str:
 
 def as_text(result: dict) -> str:
     """Formats the result of `plan` as text with Markdown tables. The text is suitable for a terminal and for BUILD.md."""
-    here = ["Planned for the devices of this machine; --topology=h100:8 or v5e:2x4 plans for others."] * result.get("here", False)
+    here = ["Planned for the devices of this machine; --topology=h100:8 or v5e:2x4 plans for others."] * result.get(
+        "here", False
+    )
     lines = [setting(result), *here, "", "Per device, GiB and one run of each program:", "", *program_table(result)]
     lines += ["", "Resident arrays (in memory besides the arguments), GiB:"]
     for record in result["programs"]:
