@@ -111,7 +111,8 @@ def sft_arrays(
     overflow: str,
 ) -> tuple[list[Problem], SFTBatch]:
     """Tokenizes problems for supervised fine-tuning. Returns a list of the problems whose prompt and demonstration fit, and an
-    `SFTBatch` with one row for each of these problems. The arguments have the same meaning as in `prompt_arrays`."""
+    `SFTBatch` with one row for each of these problems. The arguments are those of `prompt_arrays`, except that `overflow`
+    cannot be "cut"."""
     end = encode_end_of_turn(tokenizer) if chat else []
     encoded = [(encode_question(p, tokenizer, chat), tokenizer.encode(p.demonstration) + end) for p in problems]
     keep = _fitting(problems, [(len(q), len(d)) for q, d in encoded], prompt_length, completion_length, overflow)

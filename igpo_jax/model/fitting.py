@@ -32,8 +32,8 @@ def fit_to_devices(model: ModelConfig, mesh: Mesh, row_lengths: Sequence[int] | 
 
 def attention_conflict(attention: str, model: ModelConfig, device: Any, row_lengths: Sequence[int] | None) -> str:
     """Returns the reason why the back end `attention` cannot compute the attention of a model on a device, or "" if it can.
-    `device` is a `jax.Device`, and `row_lengths` is as in `fit_to_devices`. The requirements of the back end cudnn come from
-    JAX's cuDNN binding and from NVIDIA's support matrix
+    `device` is a `jax.Device`. `row_lengths` holds the lengths of all rows in positions, or is None if rows may have any
+    length. The requirements of the back end cudnn come from JAX's cuDNN binding and from NVIDIA's support matrix
     (docs.nvidia.com/deeplearning/cudnn/frontend/latest/operations/Attention.html)."""
     platforms, size = PLATFORMS[attention], model.head_size
     if device.platform not in platforms:

@@ -99,8 +99,9 @@ def in_use(w: Weight, axes: tuple[str, ...], dtype: jnp.dtype) -> Weight:
 
 
 def abstract_table(table: dict[str, Any], dtype: str, mesh: Mesh) -> Params:
-    """Returns the same table as `sharding.abstract_table`, but represents each matrix by an `Int8Matrix`. `dtype` is the dtype
-    of the other parameters."""
+    """Returns a copy of `table`, a nested dict, in which a `jax.ShapeDtypeStruct` with its sharding on `mesh` replaces every
+    `ParameterInfo`. For a matrix, an `Int8Matrix` of two such structs replaces it. `dtype` is the dtype of the other
+    parameters."""
 
     def leaf(shape, dtype, axes):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, partition(axes)))

@@ -401,9 +401,10 @@ def _shares_of_sum(dtype: jnp.dtype) -> int:
 
 
 def _sum_of_rounded(x: jax.Array, weight: Weight, adapter: Params | None, shares: int) -> jax.Array:
-    """Multiplies x, [m, i], by a matrix, [i, o], whose rows are split over the `shares` devices of the mesh axis tensor, and by
-    its adapter. Every device rounds its share of the sum to the dtype of x before the devices exchange their shares, which
-    halves the bytes. For x @ w, XLA itself rounds before the exchange, but not for products with a float32 result."""
+    """Multiplies x, [m, i], by a matrix, [i, o], and by its adapter, if there is one. Returns the sum of the products in the
+    dtype of x. The rows of the matrix are split over the `shares` devices of the mesh axis tensor. Every device rounds its
+    share of the sum to the dtype of x before the devices exchange their shares, which halves the bytes. For x @ w, XLA itself
+    rounds before the exchange, but not for products with a float32 result."""
 
     def split(w):
         return w.reshape(shares, -1, w.shape[-1])

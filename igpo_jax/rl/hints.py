@@ -119,8 +119,9 @@ def choose(keys: Array, chunks: Chunks, ratio: Array, cfg: InpaintingConfig) -> 
 
 def destinations(chunks: Chunks, revealed: Array, trace_length: Array, length: int, stretch: bool) -> Array:
     """Returns the canvas position where each chunk of a trace starts, int32 [b, c]. The values for chunks that are not revealed
-    are meaningless. By default, a chunk keeps its position in the trace. With `stretch`, the gaps between revealed chunks grow
-    by up to half of their length, as in the released code."""
+    are meaningless. By default, a chunk keeps its position in the trace. With `stretch`, the gaps before revealed chunks grow
+    by up to half of their length, as in the released code. All gaps except the first are then at most `MAX_GAP` positions
+    long."""
     if not stretch:
         return chunks.start
     usable = max(0, length - FREE_TAIL)
@@ -149,7 +150,7 @@ def overwrite(
 ) -> tuple[Array, Array]:
     """Writes the revealed chunks of traces onto the canvas. Returns the new canvas, int32 [b, l], and the mask of hints, bool
     [b, l]. `canvas` and `trace` are int32 [b, l]. `revealed`, bool [b, c], marks the chunks to write, and `destination`, int32
-    [b, c], holds the canvas position of each chunk. Drops tokens that would lie outside of the canvas, and tokens that may not
+    [b, c], holds the canvas position of each chunk. Drops tokens that would lie outside of the canvas, and tokens that must not
     be shown (False in `hintable`, bool [b, l])."""
     position = jnp.arange(canvas.shape[1])
     offset = position - destination[..., None]  # [b, c, l]
@@ -161,7 +162,7 @@ def overwrite(
 
 def prefix(trace_length: Array, hintable: Array, ratio: Array) -> Array:
     """Selects the first tokens of each trace (reference solution) as its hint, and returns them as a mask, bool [b, l]. Of the
-    first `trace_length` tokens of the trace, those before the first token that may not be shown (False in `hintable`) are
+    first `trace_length` tokens of the trace, those before the first token that must not be shown (False in `hintable`) are
     available. `ratio`, float32 [b], is the share of the available tokens to select. If `ratio` is positive and tokens are
     available, at least one is selected."""
     position = jnp.arange(hintable.shape[1])
@@ -172,8 +173,8 @@ def prefix(trace_length: Array, hintable: Array, ratio: Array) -> Array:
 
 def overwrite_in_place(canvas: Array, trace: Array, trace_length: Array, hintable: Array, chosen: Array) -> tuple[Array, Array]:
     """Writes chosen tokens of each trace (reference solution) onto the canvas, at the positions that they have in the trace.
-    `chosen`, bool [b, l], marks these tokens. Skips tokens that may not be shown (False in `hintable`). Returns the new canvas
-    and the mask of hints, bool [b, l], like `overwrite`."""
+    `chosen`, bool [b, l], marks these tokens. Skips tokens that must not be shown (False in `hintable`). Returns the new
+    canvas, int32 [b, l], and the mask of hints, bool [b, l]."""
     is_hint = chosen & hintable & (jnp.arange(canvas.shape[1]) < trace_length[:, None])
     return jnp.where(is_hint, trace, canvas), is_hint
 

@@ -219,8 +219,8 @@ def _random_ranks(key: Array, shape: tuple[int, ...]) -> Array:
 
 def _trace_views(key: Array, batch: GroupBatch, cfg: LikelihoodConfig) -> Views:
     """Returns views that follow the order in which the sampler wrote the tokens. The denoising steps of a completion, up to the
-    step that wrote the last token in the loss, are divided into equal ranges, one for each view. View j masks the tokens that
-    were written in range j or later, and scores the tokens that were written in range j."""
+    last step that wrote a token in the loss mask, are divided into equal ranges, one for each view. View j masks the tokens
+    that were written in range j or later, and scores the tokens that were written in range j."""
     n, g, _ = batch.completions.shape
     generated = batch.unmask_step != HINT
     steps = 1 + jnp.max(batch.unmask_step, axis=-1, keepdims=True, initial=0, where=batch.loss_mask)
@@ -284,10 +284,14 @@ def combine(log_probs: Array, weight: Array, advantages: Array, cfg: LikelihoodC
 
 
 def view_scores(hidden: jax.Array, head: Weight, completions: Array, weight: Array, chunk: int) -> tuple[Array, Array]:
-    """Computes the log-probability of every completion token in every view, float32 [n, k, g, l], and the entropy at the
-    token's position, averaged over the views with a positive weight, float32 [n, g, l]. `hidden` is the result of
-    `hidden_states`, and `weight`, float32 [n, k, g, l], holds the weights of the k views. `chunk` is the number of positions
-    whose logits are computed at a time, see `token_scores`. Runs inside `shard_map`."""
+    """Returns two values. The first is the log-probability of every completion token in every view, float32 [n, k, g, l]. The
+    second is the entropy at each token's position, float32 [n, g, l], averaged over the views in which the token's weight is
+    positive. Runs inside `shard_map`.
+
+    Args:
+        hidden: hidden states of the completions, [n, k * r, l, d], see `hidden_states`.
+        weight: weight of each token in each of the k views, float32 [n, k, g, l].
+        chunk: number of positions whose logits are computed at a time, see `token_scores`."""
     targets = jnp.tile(completions, (1, weight.shape[1], 1))
     log_probs, entropy = (x.reshape(weight.shape) for x in token_scores(hidden, head, targets, chunk))
     seen = weight > 0

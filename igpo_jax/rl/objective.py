@@ -142,10 +142,10 @@ def compute_logprobs(
     mesh: Mesh,
     microbatches: int = 1,
 ) -> LogProbs:
-    """Computes log-probabilities under the old and the reference policy, and the loss mask without the hint tokens that
-    `entropy_filter` does not select. `params` are the parameters of the policy that sampled the rollout, and `reference` are
-    the parameters of the policy in the KL term. `key` is the PRNG key of the iteration. To save memory, the batch is split into
-    `microbatches` parts, which are computed one after the other."""
+    """Computes log-probabilities under the old and the reference policy, and the loss mask. Of the hint tokens, the loss mask
+    contains only those that `entropy_filter` selects. `params` are the parameters of the policy that sampled the rollout, and
+    `reference` are the parameters of the policy in the KL term. `key` is the PRNG key of the iteration. To save memory, the
+    batch is split into `microbatches` parts, which are computed one after the other."""
     per_row, head = P(BATCH), head_partition(head_matrix(params, cfg))
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(per_row, head, per_row, per_row), out_specs=(per_row, per_row))
@@ -293,7 +293,8 @@ def policy_terms(
         The loss and a dict of statistics, each float32 [..., g]. policy/overflow is the number of tokens whose ratio or KL
         estimate was limited. policy/hint/... and policy/generated/..., present if `hint` is given, are sums over the hint
         tokens and over the other tokens in the loss mask, see `means_over_parts`. The other statistics are means over the
-        tokens of a completion. The means of ratios are weighted."""
+        tokens of a completion in the loss mask. policy/ratio_mean and policy/clip_fraction are weighted means over tokens and
+        views, with the weights that `log_ratios` returns."""
     log_ratio, share = log_ratios(new, old, weight, advantages, loss_mask, cfg)
     new, old, reference = (jnp.where(weight > 0, x, 0.0) for x in (new, old, reference))
     kl = jnp.sum(weight * kl_estimate(new, old, reference, cfg.kl), axis=-3)
@@ -374,7 +375,7 @@ def loss_and_statistics(
     vocabulary over the mesh axis `tensor`. The result does not depend on the number of devices.
 
     Args:
-        logprobs: result of `compute_logprobs` for one inner update, without the leading axis e."""
+        logprobs: log-probabilities and loss mask for one inner update, without the leading axis e, see `compute_logprobs`."""
     rows, head = batch.advantages.size, head_matrix(params, cfg)
     per_row, specs = P(BATCH), head_partition(head)
 

@@ -70,8 +70,8 @@ class InitialCanvas:
 
 @flax.struct.dataclass
 class Attempt:
-    """One attempt at a batch of problems: G completions for each problem, on the host. If `inpainting.tries` is set, some
-    completions of a second attempt may not be sampled; `Grades.sampled` marks the sampled ones."""
+    """One attempt at a batch of problems: G completions for each problem, on the host. If `inpainting.tries` is set, a
+    second attempt can end before all of them are sampled. `Grades.sampled` is a mask of the sampled ones."""
 
     tokens: np.ndarray  # i32[n, g, l]
     unmask_step: np.ndarray  # i32[n, g, l], `HINT` for hints
@@ -167,9 +167,10 @@ def _second_attempt(
     """Samples and grades new completions for the groups `triggered`, whose first completions are all wrong. The sampler starts
     from canvases with hints, or from blank canvases if inpainting.policy="none". It works in rounds. A round samples
     `inpainting.tries` completions of each group, or all G completions if `tries` is 0. The next round continues only with the
-    groups that have at least one correct completion, but fewer than `max_replaced`. Groups without a correct completion are
-    given up, because further completions of these groups are rarely correct. `tries` affects only the number of completions
-    that are sampled, not the completions themselves. `functions` are the keys of `Grades.parts`."""
+    groups that have at least one correct completion, but fewer than can be swapped in (see `max_replaced`). Groups without a
+    correct completion are given up, because further completions of these groups are rarely correct. `tries` affects only the
+    number of completions that are sampled, not the completions themselves. `functions` are the names of the reward functions
+    whose values `Grades.parts` contains."""
     cfg, g = context.cfg, context.cfg.group_size
     tries, enough = cfg.inpainting.tries or g, max(1, max_replaced(cfg.inpainting, g))
     # Hints are drawn for every prompt, not only for triggered groups. This is cheap, and array shapes never change.
@@ -294,8 +295,8 @@ def _pad_rows(groups: np.ndarray, most: int, group_size: int, divisor: int, part
 
 def rollout_metrics(sampled: Rollout, eos_id: int) -> dict[str, float]:
     """Returns a dict that maps the names of metrics in the log to their values in this rollout. Rewards, correctness and hint
-    metrics are means. Times are in seconds. Means of rewards and correctness leave out completions without a verdict, and
-    groups in which no completion has a verdict. A mean over no values is NaN."""
+    metrics are means, except that hint/rows is a sum. Times are in seconds. Means of rewards and correctness leave out
+    completions without a verdict, and groups in which no completion has a verdict. A mean over no values is NaN."""
 
     def mean(values, where=...) -> float:
         values = np.asarray(values)[where]

@@ -84,10 +84,10 @@ def own_hintable_tokens(
     token, True if hints may show the token, and the number of leading tokens from which hints may be cut. `tokens` are the
     tokens before the first EOS.
 
-    Hints may not show the `answer_spans` of the extracted answer, the contents of <answer> tags, and the text after the last
-    ####. If the answer is not a number, hints may not show any other place where the answer occurs, either. If no answer is
-    extracted, or if the answer occurs nowhere in the text, the last quarter of the completion is hidden. The last token is
-    always hidden."""
+    Hints must not show the `answer_spans` of the extracted answer, the contents of <answer> tags, or the text after the last
+    ####. If the answer is not a number, hints must not show any other place where the answer occurs, either. If no answer is
+    extracted, or if the completion contains none of these places, its last quarter is hidden. The last token is always
+    hidden."""
     text = decode(tokens)
     answer = extract_answer(text)
     found = list(answer_spans(text, answer)) if answer else []

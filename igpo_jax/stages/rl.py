@@ -228,8 +228,8 @@ def _probe(run: RLRun, state: IterationState, policy: Params, key: jax.Array) ->
 
 
 def _sample_batches(run: RLRun, state: IterationState, policy: Params, key: jax.Array, cfg: RolloutConfig) -> list[Rollout]:
-    """Samples rollouts until `rl.prompts` groups have both correct and wrong completions, or until there are
-    `rl.dynamic_batches` rollouts. A group is all completions of one problem. By default, samples one rollout."""
+    """Samples rollouts until training can learn from `rl.prompts` groups (see `mixed_groups`), or until there are
+    `rl.dynamic_batches` rollouts. A group consists of the completions of one problem. By default, samples one rollout."""
     experiment, rl = run.stage.experiment, run.stage.experiment.config.rl
     check_preemption = functools.partial(run.stage.check_preemption, state)
     parts: list[Rollout] = []

@@ -86,8 +86,9 @@ def heldout_losses(experiment: Experiment, params: Params, check_preemption: Cal
 
 def run_sft(experiment: Experiment, checkpoints: Checkpoints, preempted: Callable[[], bool]) -> PolicyParams:
     """Runs the supervised stage to its end. Starts from the newest checkpoint, or from the initial parameters if there is no
-    checkpoint. Returns the trained parameters, or the initial ones if the run has no supervised stage. Raises Terminated and
-    Diverged in the same cases as `run_rl`.
+    checkpoint. Returns the trained parameters, or the initial ones if the run has no supervised stage. If preempted() returns
+    True, saves a checkpoint and raises Terminated. Raises Diverged if the loss or gradient of `skip_limit` consecutive updates
+    was not finite, or if a parameter is not finite.
 
     Args:
         preempted: function called before every update and after every batch of an evaluation."""
