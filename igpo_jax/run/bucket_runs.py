@@ -41,7 +41,7 @@ def is_run(path: str | os.PathLike) -> bool:
 
 def run_folder(path: str | os.PathLike) -> pathlib.Path:
     """Returns a run's folder on this machine. If `path` is the address of a run in a bucket, downloads the run's settings, once
-    per process. Raises ValueError if there is no run in the bucket or if it cannot be read."""
+    per process. Raises ValueError if there is no run at this address, or if the bucket cannot be read."""
     return _downloaded_settings(os.fspath(path).rstrip("/")) if is_address(path) else pathlib.Path(path)
 
 

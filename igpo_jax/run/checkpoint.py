@@ -210,8 +210,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         are no checkpoints.
 
         Moves newer checkpoints, which are unreadable, to `<folder>-unreadable`, because the run will save checkpoints of the
-        same steps again. Raises ValueError if there are checkpoints but all are unreadable, or if the checkpoint was saved with
-        another configuration or other data.
+        same steps again. Raises ValueError if there are checkpoints but none of the newest `MOST_TRIED` is readable, or if the
+        checkpoint belongs to another run, see `other_identity`.
 
         Args:
             abstract_state: pytree of `jax.ShapeDtypeStruct`; its shardings may differ from the saved ones.
@@ -232,8 +232,9 @@ class Checkpoints(contextlib.AbstractContextManager):
     def restore_params(self, abstract_params, step: int | None = None):
         """Returns (step, parameters) of the newest readable checkpoint, or None if there are no checkpoints. If `step` is
         given, reads the checkpoint of this step, and raises ValueError if there is none. Skips the optimizer state. Logs a
-        warning if the checkpoint was saved with another configuration. Raises ValueError if the checkpoint contains parameters
-        that the model lacks, because a model without these parameters would compute something else."""
+        warning if the checkpoint belongs to another run, see `other_identity`. Raises ValueError if there are checkpoints but
+        none of the newest `MOST_TRIED` is readable. Also raises ValueError if the checkpoint contains parameters that the model
+        lacks, because a model without these parameters would compute something else."""
         steps = self.steps()
         missing = f"{self.folder} has no checkpoint of step {step}; it has those of {', '.join(map(str, steps)) or 'none'}"
         require(step is None or step in steps, missing)

@@ -94,7 +94,7 @@ def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
 
 
 def is_step(name: str) -> bool:
-    """Returns whether a checkpoint's folder has a name that Orbax gives: a number of updates or iterations."""
+    """Returns whether `name` is a name that Orbax gives to a checkpoint's folder: a number of updates or iterations."""
     return name.isascii() and name.isdecimal() and len(name) <= MOST_DIGITS
 
 
@@ -107,8 +107,8 @@ def steps_in(folder: pathlib.Path) -> list[int]:
 
 
 def check_names(folder: pathlib.Path) -> None:
-    """Raises ValueError if the name of a path in a folder of checkpoints is a number that cannot be a step. Orbax would fail at
-    such a name."""
+    """Raises ValueError if the name of a file or subfolder in a folder of checkpoints is a number that cannot be a step. Orbax
+    would fail at such a name."""
     for path in folder.glob("*"):
         foreign = path.name.isnumeric() and not is_step(path.name)
         require(not foreign, f"{path}: {path.name[:50]} is not the step of a checkpoint; move it away")
@@ -132,12 +132,12 @@ def read_metadata(checkpoint: pathlib.Path) -> dict[str, Any] | None:
 
 
 def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
-    """Returns "" if a checkpoint belongs to a run. Otherwise returns what differs, as the predicate of a sentence, such as "was
-    saved with another configuration".
+    """Returns "" if a checkpoint belongs to the run. Otherwise returns what differs, as the predicate of a sentence, such as
+    "was saved with another configuration".
 
-    `about` is the metadata of a checkpoint of the given stage, and `identity` is that of the run. Both contain the fingerprint
-    of the configuration, hashes of the tokenizer and of the base model, and, under the key `data`, the fingerprints of the data
-    splits. A fingerprint or hash that `about` or `identity` lacks is not compared."""
+    `about` is the metadata of a checkpoint of the given stage. `identity` describes the run, see `Experiment.identity`. Both
+    contain the fingerprint of the configuration, and hashes of the tokenizer and of the base model. Under the key `data`, both
+    contain the fingerprints of the data splits. A fingerprint or hash that `about` or `identity` lacks is not compared."""
     name, splits = IDENTITIES[stage]
     if name in about and about[name] != identity.get(name, about[name]):
         return (

@@ -97,8 +97,8 @@ class Experiment:
     @functools.cached_property
     def files(self) -> dict[str, str]:
         """Hashes of the files that the whole run needs. The hash of the tokenizer is always among them. The hash of the model
-        in model.path is among them if this model is the base of LoRA adapters, or if there is no supervised stage, so that the
-        model is the reference of the KL term."""
+        in model.path is among them if this model is the base of LoRA adapters, or if there is no supervised stage. Without a
+        supervised stage, the model is the reference of the KL term."""
         needed = self.config.model.path and (self.config.lora or not self.config.sft.updates)
         base = {"base": network_digest(self.config.model.path)} if needed else {}
         return {"tokenizer": self.tokenizer.digest} | base
@@ -198,7 +198,8 @@ def open_experiment(
 ) -> Experiment:
     """Opens a run: validates the configuration and the data, and creates the run's folder or checks that an existing folder
     belongs to this run. Allocates no arrays on devices. Every process of a run must call this function. If one process raises
-    an error, all processes raise one. `workdir` and `upload` are what `opened_workdir` yields.
+    an error, all processes raise one. `workdir` is the run's folder on this machine, and `upload` is a function that uploads
+    changed files. Both are yielded by `opened_workdir`.
 
     Raises ValueError if the configuration or the data is invalid, if the folder holds a run with another configuration, if
     files of the run are missing and `accept_loss` is False, or if the processes do not share the folder. Raises OSError if the

@@ -15,8 +15,11 @@ Splits = dict[str, list[Problem]]  # sft | rl | test -> problems
 def load_run_problems(config: Config) -> tuple[Splits, dict[str, int], dict[str, list[SourceCounts]]]:
     """Loads the problems of the splits that the run uses (sft, rl, test). Drops training problems that are also in the test
     split, even if evaluations use only a part of this split. Logs a warning if a file contains the same problem several times.
-    Returns three dicts whose keys are splits: the problems, the numbers of dropped problems (only positive ones), and the row
-    counts of data files. Raises a ValueError that names the file and the line if the data is invalid."""
+    Raises a ValueError that names the file and the line if the data is invalid.
+
+    Returns three dicts whose keys are splits. Their values are the problems, the number of dropped problems, and the row counts
+    of the data files. The second dict leaves out splits without dropped problems, and the third dict leaves out generated
+    splits."""
     problems, contents, counts = _load_splits(config)
     dropped: dict[str, int] = {}
     for split in [split for split in problems if split != "test"]:
@@ -33,8 +36,9 @@ def load_run_problems(config: Config) -> tuple[Splits, dict[str, int], dict[str,
 
 
 def _load_splits(config: Config) -> tuple[Splits, dict[str, list[Content]], dict[str, list[SourceCounts]]]:
-    """Returns three dicts whose keys are splits: the problems, their contents (see `decontamination`), and the row counts of
-    data files. A generated split has no row counts. If several splits have the same files, they are read only once."""
+    """Returns three dicts whose keys are splits. Their values are the problems, the contents of the problems (see
+    `decontamination`), and the row counts of the data files. The third dict leaves out generated splits. If several splits have
+    the same files, these files are read only once."""
     task = load_task(config.task.name)
     content = content_of(task, config.task)
     stages = {"sft": config.sft.updates > 0, "rl": config.rl.iterations > 0, "test": True}

@@ -167,11 +167,12 @@ def _files_of(folder: pathlib.Path, patterns: Collection[str]) -> set[pathlib.Pa
 
 @contextlib.contextmanager
 def opened_copy(folder: pathlib.Path, names: Collection[str] | None, patterns: Collection[str]) -> Iterator[Callable[[], None]]:
-    """Context manager that holds the lock of a folder in a bucket, so that no other process writes into it. `folder` is the
-    path of its copy on this machine, which is made anew. Yields a function that uploads changed files.
+    """Context manager that holds the lock of a folder in a bucket, so that no other process writes into this folder. `folder`
+    is the path of the copy on this machine. Deletes the files of an earlier copy, and downloads the files `names`. Yields a
+    function that uploads changed files.
 
     Args:
-        names: files to download into the copy. None means all files in `result_names`.
+        names: files to download into the copy. None means all result files (.json and .jsonl), see `result_names`.
         patterns: which files belong to the copy, as arguments of `Path.glob`."""
     with BucketLock(address_of(folder)) as lock:
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,7 +204,7 @@ def new_bucket_folder(address: str) -> Iterator[pathlib.Path]:
     """Context manager that yields an empty folder on this machine, the copy of a new folder in a bucket. If the body ends
     without an error, uploads the files of the copy. Otherwise, deletes all objects of the folder in the bucket. All processes
     must enter this context manager, but only process 0 may write files into the yielded folder. Raises ValueError if the folder
-    in the bucket has objects already, or if another process is writing it."""
+    in the bucket has objects already, or if another process is writing into it."""
     folder, lock = copy_of(address, f"new-{jax.process_index()}"), None
     with contextlib.ExitStack() as held:
         with raise_on_all_hosts():
@@ -244,9 +245,10 @@ def _delete_objects(address: str, lock: BucketLock | None) -> None:
 
 @contextlib.contextmanager
 def opened_by_all(path: str | os.PathLike) -> Iterator[tuple[pathlib.Path, Callable[[], None]]]:
-    """Context manager like `opened_output` for a job of several processes. All processes must enter it, but only process 0
-    writes. If `path` is in a bucket, each of the other processes gets its own local folder, into which `share_files` can
-    download files."""
+    """Context manager like `opened_output` for a job of several processes. Keeps other jobs from writing into the folder
+    `path`. Yields the folder on this machine and a function that uploads changed files. All processes must enter this context
+    manager, but only process 0 writes. If `path` is in a bucket, each of the other processes gets its own local folder, into
+    which `share_files` can download files."""
     folder, upload = pathlib.Path(path), lambda: None
     with contextlib.ExitStack() as held:
         with raise_on_all_hosts():

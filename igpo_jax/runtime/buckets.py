@@ -43,7 +43,7 @@ class BucketError(OSError, ValueError):
 
 def check_download(found: dict[str, Any]) -> None:
     """Raises ValueError if an object should not be downloaded: if it is a folder, has more than `MOST_DOWNLOADED` bytes, or is
-    stored with a content encoding. `found` is the description of the object by gcsfs's `info`."""
+    stored with a content encoding. `found` is the dict that gcsfs's method `info` returns for the object."""
     require(found["type"] == "file", "it is a folder")
     require(found["size"] <= MOST_DOWNLOADED, f"it has more than {MOST_DOWNLOADED >> 30} GiB")
     encoded = "it is stored with a content encoding, which changes its size; upload it as it is, such as NAME.jsonl.gz"
@@ -144,13 +144,13 @@ def small_files(path: str | os.PathLike) -> pathlib.Path:
     """Returns a folder on this machine with the files of a model's folder that are not weights. For a folder in a bucket, these
     files are downloaded to the user's cache, once per process and only if they have changed. Files of more than `MOST_BYTES`
     are left out. Raises ValueError if the files have more than `MOST_SMALL` bytes together, or if one cannot be read. If `path`
-    is not an address in a bucket, returns `local_folder(path)`."""
+    is not an address in a bucket, returns the model's folder itself, see `local_folder`."""
     return _small_files(os.fspath(path).rstrip("/")) if is_address(path) else local_folder(path)
 
 
 def is_folder(path: str | os.PathLike) -> bool:
-    """Returns whether a folder exists, which may be in a bucket. Raises BucketError if the bucket cannot be read. (epath would
-    return False.)"""
+    """Returns whether a folder exists, which may be in a bucket. Raises BucketError if the bucket cannot be read, whereas epath
+    would return False."""
     place = path_of(path)
     if isinstance(place, pathlib.Path):
         return place.is_dir()
@@ -164,8 +164,8 @@ def is_folder(path: str | os.PathLike) -> bool:
 
 
 def require_model(path: str | os.PathLike, key: str) -> None:
-    """Raises ValueError if there is no folder `path`, and no model of this name in Hugging Face's cache. The message names
-    `key`, the flag or configuration key that has the path as its value, and how to get a model."""
+    """Raises ValueError if `path` is neither a folder nor the id of a model in Hugging Face's cache. The message says how to
+    get a model, and names `key`, the flag or configuration key that has the path as its value."""
     require(is_folder(path), f"{key}: there is no folder {str(path)!r}{how_to_get(path, key)}")
 
 
@@ -310,8 +310,8 @@ def account() -> str:
 @contextlib.contextmanager
 def explained_errors(address: str, operation: str) -> Iterator[None]:
     """Context manager for requests to a bucket. Replaces every error by a BucketError whose message is one line with the
-    address, the operation, the account and the reason. If there is no such object or bucket, or if a check of this package has
-    failed, raises a ValueError with the same kind of message instead."""
+    address, the operation, the account and the reason. The error is a plain ValueError with such a message if the object or the
+    bucket does not exist, or if the body raised a plain ValueError, as `check_download` does."""
     try:
         yield
     except Exception as error:  # gcsfs raises errors of its HTTP client, of its credentials, and its own

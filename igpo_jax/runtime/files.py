@@ -204,8 +204,8 @@ def require_links_inside(folder: pathlib.Path) -> None:
 
 
 def hub_blobs(path: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the folder of blobs to which the links in a model's snapshot in Hugging Face's cache lead, as a list of one path.
-    Returns [] if `path` is not in such a snapshot."""
+    """Returns a list with one path if `path` is in the snapshot of a model in Hugging Face's cache. This path is the folder
+    blobs, to which the symbolic links in the snapshot lead. Otherwise returns []."""
     real = pathlib.Path(os.path.realpath(path))
     return [place.parents[1] / "blobs" for place in (real, *real.parents) if place.parent.name == "snapshots"]
 

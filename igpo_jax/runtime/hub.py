@@ -30,8 +30,8 @@ def _snapshot(hub_id: str) -> pathlib.Path:
 
 
 def how_to_get(path: str | os.PathLike, key: str) -> str:
-    """Returns the end of an error message about a missing model folder, which says how to get a model. `path` is the missing
-    folder, and `key` is the flag or configuration key that has it as its value."""
+    """Returns the end of an error message about a missing model folder. The text says how to get a model. `path` is the missing
+    folder, and `key` is the flag or configuration key that has this path as its value."""
     missing, hub_id = "; for example,", EXAMPLE
     if HUB_ID.fullmatch(os.fspath(path)) and not pathlib.Path(path).parent.is_dir():  # otherwise, probably a folder here
         missing, hub_id = " and no complete model of this name in the Hugging Face cache; if it is on the hub,", os.fspath(path)

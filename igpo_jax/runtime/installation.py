@@ -9,8 +9,8 @@ PACKAGE = pathlib.Path(__file__).parents[1]
 
 
 def python_command(module: str) -> list[str]:
-    """Returns the command that runs a module of this package in a new process. The process imports from the working folder only
-    if this process does."""
+    """Returns the command that runs a module of this package in a new process. The new process imports modules from the working
+    folder only if the calling process does."""
     safe = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
     return [sys.executable, *safe, "-m", module]
 

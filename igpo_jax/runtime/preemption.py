@@ -22,8 +22,8 @@ class Terminated(BaseException):
 def listening() -> Iterator[Callable[[], bool]]:
     """Context manager in whose body SIGINT, SIGTERM and SIGHUP do not end the process. It yields a function that returns True
     if the run must save its state and stop. If any process receives a signal, the function returns True in the same call on all
-    processes. Every process must therefore call the function the same number of times. At the end of the body, raises
-    Terminated if a signal has arrived after the last call of the function."""
+    processes. Every process must therefore call the function the same number of times. If JAX's distributed service is not in
+    use, raises Terminated at the end of the body if a signal has arrived after the last call of the function."""
     if jax.distributed.is_initialized():
         calls = itertools.count(1)
         yield lambda: multihost_utils.reached_preemption_sync_point(next(calls))
