@@ -17,7 +17,7 @@ MOST_STAGES = 10_000  # that `stages_to_decide` tries
 
 def stage_means(values: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
     """Returns the mean for each stage, float64 [stages]. `values` are float [stages, runs, n]. `counted`, bool [stages, n],
-    selects the values to average. NaN values are left out. The mean of a stage without other values is NaN."""
+    selects the values to average. NaN values are left out. If no values of a stage remain, its mean is NaN."""
     values = values if counted is None else np.where(counted[:, None], values, np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # means of nothing
@@ -26,8 +26,8 @@ def stage_means(values: np.ndarray, counted: np.ndarray | None = None) -> np.nda
 
 def mean_with_interval(means: np.ndarray) -> dict[str, Any]:
     """Returns the mean of `means` and its 95 % confidence interval. `means`, float [stages], are the means of the stages.
-    Stages without a mean (NaN) are left out. The interval is None if there are fewer than two other stages, and the mean is
-    None if there are none."""
+    Stages without a mean (NaN) are left out. The interval is None if fewer than two stages have a mean. The mean is None if no
+    stage has one."""
     means = means[~np.isnan(means)]
     mean = float(means.mean()) if means.size else None
     if len(means) < 2:
@@ -38,8 +38,8 @@ def mean_with_interval(means: np.ndarray) -> dict[str, Any]:
 
 def p_value(means: np.ndarray, margin: float = 0.0) -> float | None:
     """Returns the p-value of the two-sided t test whose null hypothesis is that the mean over stages equals `margin`. `means`,
-    float [stages], are the means of the stages. Stages without a mean (NaN) are left out. Returns None if the other means do
-    not vary, or if there are fewer than two."""
+    float [stages], are the means of the stages. Stages without a mean (NaN) are left out. Returns None if fewer than two stages
+    have a mean, or if the means do not vary."""
     means = means[~np.isnan(means)]
     if len(means) < 2 or means.std(ddof=1) <= 1e-12:
         return None
@@ -60,10 +60,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def stages_to_decide(means: np.ndarray, margin: float = 0.0) -> int | None:
-    """Returns the number of stages at which the confidence interval would no longer contain `margin`, if the mean and the
-    standard deviation of `means` stayed the same. `means`, float [stages], are the means of the stages. Returns None if `means`
-    do not vary, if they have fewer than two values, if their mean equals `margin`, or if more than `MOST_STAGES` stages would
-    be needed."""
+    """Returns the smallest number of stages at which the confidence interval would no longer contain `margin`, if the mean and
+    the standard deviation of `means` stayed the same. `means`, float [stages], are the means of the stages. Stages without a
+    mean (NaN) are left out. Returns None if fewer than two stages have a mean, if the means do not vary, if their mean equals
+    `margin`, or if more than `MOST_STAGES` stages would be needed."""
     means = means[~np.isnan(means)]
     spread = means.std(ddof=1) if len(means) > 1 else 0.0
     distance = abs(means.mean() - margin) if means.size else 0.0

@@ -187,8 +187,8 @@ def _all_wrong(run: RunNumbers) -> float:
 
 
 def judged(claims: Sequence[Claim], runs: dict[str, Runs], hard: np.ndarray) -> list[dict[str, Any]]:
-    """Returns the result of `judge` for each claim, with one more key, `p_corrected`. Its value is the claim's p-value after
-    Holm's correction for the number of claims."""
+    """Judges each claim, and returns a list of dicts with the claims, the differences and the verdicts (see `judge`). Each dict
+    also has the key `p_corrected`: the claim's p-value after Holm's correction for the number of claims."""
     found = [judge(claim, runs, hard) for claim in claims]
     corrected = holm([each["p_value"] for each in found])
     return [each | {"p_corrected": p} for each, p in zip(found, corrected, strict=True)]
@@ -214,8 +214,9 @@ def same_verdicts(runs: dict[str, Runs]) -> list[list[str]]:
 def arm_numbers(
     arm: str, runs: dict[str, Runs], correct: dict[Budget, dict[str, np.ndarray]], hard: np.ndarray
 ) -> dict[str, Any]:
-    """Returns the results of one of several arms for comparison.json. `correct` maps each budget to the result of `at_budget`
-    for these arms. `hard`, bool [stages, problems], marks the hardest third of the problems."""
+    """Returns the results of one of several arms for comparison.json. `correct` is {budget: {arm: verdicts}}, with the verdicts
+    of these arms at equal budgets (see `at_budget`). `hard`, bool [stages, problems], marks the hardest third of the
+    problems."""
     own = [run for stage in runs[arm] for run in stage]
 
     def mean_of(name: str, part: slice = slice(None)) -> float | None:

@@ -94,8 +94,8 @@ def csv_address(curves: Curves) -> str:
 
 def figure(title: str, x_name: str, series: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
     """Returns an SVG figure that plots shares, such as accuracies, against a budget. `series` maps the name of each curve to
-    two arrays (x, y), each [seeds, points]. A curve shows the mean over seeds, with a band from the worst to the best seed. The
-    x axis ends where the longest curve ends, but no later than at twice the end of the shortest curve."""
+    two arrays (x, y), each [runs, points]. A curve shows the mean over runs, with a band from the lowest to the highest value
+    of the runs. The x axis ends where the longest curve ends, but no later than at twice the end of the shortest curve."""
     ends = [float(x.mean(axis=0)[-1]) for x, _ in series.values()]
     most = min(max(ends), 2 * min(ends)) or 1.0  # otherwise, one expensive arm would squeeze the other curves
 
@@ -248,7 +248,7 @@ def comparison_page(
 
 
 def _stack(runs: list[dict[str, list[float]]], key: str) -> np.ndarray:
-    """Returns the curve `key` of all runs as a float64 array [seeds, points]. All curves are cut to the length of the shortest
+    """Returns the curve `key` of all runs as a float64 array [runs, points]. All curves are cut to the length of the shortest
     one."""
     points = min(len(run[key]) for run in runs)
     return np.array([run[key][:points] for run in runs], float)

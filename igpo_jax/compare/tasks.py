@@ -76,7 +76,7 @@ def compare_tasks(folder: pathlib.Path, configs: list[str], arguments: list[str]
 
 
 def write_tasks(folder: pathlib.Path, found: dict[str, dict[str, Any]]) -> None:
-    """Writes tasks.json, tasks.md and tasks.html. `found` maps the names of the tasks to their comparison.json."""
+    """Writes tasks.json, tasks.md and tasks.html. `found` is {task: contents of its comparison.json}."""
     claims = [(name, claim) for name, part in found.items() for claim in part["claims"]]
     corrected = holm([claim["p_value"] for _, claim in claims])
     for (_, claim), p in zip(claims, corrected, strict=True):

@@ -244,8 +244,7 @@ def output_folder(model: DiffusionLM) -> str:
 def check_identity(folder: pathlib.Path, model: DiffusionLM, protocol: dict, upload: Callable[[], None]) -> None:
     """Records the protocol and a hash of the weights in the file protocol.json of an evaluation's folder. Raises ValueError on
     all processes if the folder belongs to an evaluation with another protocol or other weights, or if a process cannot see the
-    files that process 0 writes. `upload` is the function that `opened_by_all` yields. It uploads changed files if the folder is
-    in a bucket."""
+    files that process 0 writes. If the folder is in a bucket, `upload` uploads changed files (see `opened_by_all`)."""
     with raise_on_all_hosts():
         if jax.process_index() == 0:
             identity = {"weights": weights_digest(model.origin), "protocol": protocol}

@@ -68,12 +68,16 @@ COMPLETION_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 def run_benchmark(
     model: DiffusionLM, config: ConfigDict, name: str, problems: Sequence[Problem], folder: pathlib.Path
 ) -> dict[str, Any]:
-    """Samples and grades completions for the problems that are not yet in the JSON Lines file `<folder>/<name>.jsonl`. Returns
-    the `summary` of all lines of this file on process 0, and {} on other processes. A line has the id, question and answer of a
-    problem, and the completions of the problem. A completion has the graded text, the extracted answer, the reward, whether the
-    text is correct, the outcome of grading, and the number of denoising steps that wrote the text. If the outcome is not "ok",
-    grading has failed, and the completion counts neither as correct nor as wrong. Raises ValueError if no completion can be
-    graded. In this case, this call saves nothing, and the same command samples and grades the problems again."""
+    """Samples and grades completions for the problems that are not yet in the JSON Lines file `<folder>/<name>.jsonl`. On
+    process 0, returns statistics of all lines of this file (see `summary`). On other processes, returns {}.
+
+    A line has the id, question and answer of a problem, and the completions of the problem. A completion has the graded text,
+    the extracted answer, the reward, whether the text is correct, the outcome of grading, and the number of denoising steps
+    that wrote the text. If the outcome is not "ok", grading has failed, and the completion counts neither as correct nor as
+    wrong.
+
+    Raises ValueError if no completion can be graded. In this case, this call saves nothing, and the same command samples and
+    grades the problems again."""
     part, file = config.benchmarks[name], folder / f"{name}.jsonl"
     decode = decode_config(config, name)
     with raise_on_all_hosts():
@@ -215,8 +219,8 @@ def _whole_rows(file: pathlib.Path, problems: Sequence[Problem], draws: int) -> 
 def check_rows(file: pathlib.Path, rows: Sequence[dict[str, Any]], draws: int, ids: Sequence[str] | None = None) -> None:
     """Raises a ValueError that names the first invalid line of a benchmark's JSON Lines file. A valid line has a unique id and
     `draws` completions. `ids` are the ids of the benchmark's problems. If they are given, the ids in the file must equal the
-    first of these ids in the same order, and each completion must have all values that `summary` needs. This check detects
-    files that were edited or written by two processes, which would give wrong results."""
+    first of these ids in the same order, and each completion must have all values that `summary` needs. These checks detect
+    files that were edited, or that two processes wrote at the same time. Such files would give wrong results."""
     lines, known = dict[Any, int](), set(ids or ())
     for number, row in enumerate(rows, 1):
         name, completions = row.get("id"), row.get("completions")
@@ -253,9 +257,9 @@ def _foreign_in_completion(completion: Any, needed: Collection[str]) -> str:
 
 def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Compares two evaluations, given by their folders. Returns {benchmark: result}. If both folders have the benchmark, the
-    result is that of the function `paired`, which uses only problems that were graded in both evaluations. If only one folder
-    has the benchmark, the result is None. Raises ValueError if a folder has no card.json, or if the folders have no benchmark
-    in common. If the protocols of a benchmark differ, raises a ValueError that names the differing settings."""
+    result is a comparison of the two accuracies on the problems that were graded in both evaluations (see `paired`). If only
+    one folder has the benchmark, the result is None. Raises ValueError if a folder has no card.json, or if the folders have no
+    benchmark in common. If the protocols of a benchmark differ, raises a ValueError that names the differing settings."""
     with wrap_read_errors(f"{one} or {other}"):
         return _compared(one, other)
 
@@ -308,11 +312,11 @@ def _at(values: dict[str, Any], key: str) -> Any:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns statistics of a benchmark's completions. The statistics include pass@1 with its 95% confidence interval, pass@k
-    for every k that is a power of two or the number of completions per problem, the mean reward, the number of completions that
-    could not be graded (`ungraded`), and the number of completions with each grading outcome other than success. The mean
-    reward and pass@k leave out ungraded completions. pass@k also leaves out problems with fewer than k graded completions. A
-    statistic is None if no values are left for it."""
+    """Returns statistics of a benchmark's completions. The statistics include pass@1 with its 95% confidence interval, and
+    pass@k for every k that is a power of two or the number of completions per problem. They also include the mean reward, the
+    number of completions that could not be graded (`ungraded`), and the number of completions with each grading outcome other
+    than success. The mean reward and pass@k leave out ungraded completions. pass@k also leaves out problems with fewer than k
+    graded completions. A statistic is None if no values are left for it."""
     correct = correct_of(rows)
     (problems, draws), graded = correct.shape, ~np.isnan(correct)
     completions = [c for row in rows for c in row["completions"]]

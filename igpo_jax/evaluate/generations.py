@@ -82,9 +82,9 @@ def find_files(path: pathlib.Path, benchmarks: Sequence[str]) -> tuple[list[path
 
 
 def protocol_rule(file: pathlib.Path) -> str | None:
-    """Returns the argument `rule` of `igpo_jax.grade` that the evaluation of a benchmark used. `file` holds the benchmark's
-    generations, and protocol.json beside `file` records the rule. Returns None if `file` does not belong to an evaluation, or
-    if the benchmark's task is not math. Other tasks have no such rule."""
+    """Returns the rule by which the evaluation of a benchmark found the final answers in texts (the argument `rule` of
+    `igpo_jax.grade`). `file` holds the benchmark's generations, and protocol.json beside `file` records the rule. Returns None
+    if `file` does not belong to an evaluation, or if the benchmark's task is not math. Other tasks have no such rule."""
     protocol = file.parent / "protocol.json"
     task = _tasks(file.parent).get(file.stem, {}) if protocol.is_file() else {}
     rule = task.get("answer") if task.get("name") == "math" else None

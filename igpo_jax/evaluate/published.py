@@ -31,7 +31,7 @@ PUBLISHED = {
 def published_beside(numbers: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
     """Returns {benchmark: lines} for the benchmarks with published accuracies. Each line gives a model, its published accuracy,
     the difference between the measured and the published accuracy in points, whether the published accuracy lies in the
-    measured confidence interval, and the source. `numbers` maps the names of benchmarks to their `summary`."""
+    measured confidence interval, and the source. `numbers` is {benchmark: measured results} (see `summary`)."""
     return {name: [_line(found, *row) for row in PUBLISHED[name]] for name, found in numbers.items() if name in PUBLISHED}
 
 

@@ -34,10 +34,12 @@ def compare_samplers(
     the completions into the folders `folder`/exact and `folder`/fast.
 
     Returns:
-        accuracy: the result of the function `paired`, which compares the fast sampler with the exact sampler.
+        accuracy: the comparison of the accuracy of the fast sampler with that of the exact sampler (see `paired`).
         changed_texts: the share of completions whose text differs between the samplers.
-        logits: the result of the function `sampler_error`, or None if the fast sampler has no cache.
-        exact, fast: for each sampler, the number of network evaluations and of FLOPs per completion."""
+        logits: the errors of the cached logits (see `sampler_error`), or None if the fast sampler has no cache.
+        exact, fast: for each sampler, the number of network evaluations and of FLOPs per completion.
+
+    Processes other than 0 return only logits, exact and fast."""
     samplers = {"exact": exact_sampler(decode_config(config, name)), "fast": decode_config(config, name)}
     for which, decode in samplers.items():
         with raise_on_all_hosts():

@@ -34,7 +34,8 @@ def _accuracy(numbers: dict[str, Any]) -> str:
 
 
 def sampler_lines(name: str, numbers: dict[str, Any]) -> Iterator[str]:
-    """Yields two lines with the main numbers of `numbers`, the result of `compare_samplers` for the benchmark `name`."""
+    """Yields two lines with the main results of comparing two samplers on the benchmark `name`. `numbers` are all results (see
+    `compare_samplers`)."""
     yield f"{name}: exact sampler -> this sampler: {_paired(numbers['accuracy'])}"
     ratio = numbers["exact"]["evaluations"] / numbers["fast"]["evaluations"]
     flops = numbers["exact"]["flops"] / numbers["fast"]["flops"]
@@ -43,8 +44,8 @@ def sampler_lines(name: str, numbers: dict[str, Any]) -> Iterator[str]:
 
 
 def diff_lines(found: Mapping[str, dict[str, Any] | None]) -> list[str]:
-    """Returns the main numbers of a comparison of two evaluations, with one line for each benchmark. `found` is the result of
-    `benchmark.compare`."""
+    """Returns the main numbers of a comparison of two evaluations, with one line for each benchmark. `found` is the
+    comparison as {benchmark: result} (see `benchmark.compare`)."""
     only_one = "only one of the two evaluations has it"
     return [f"{name}: {only_one if numbers is None else _paired(numbers)}" for name, numbers in found.items()]
 

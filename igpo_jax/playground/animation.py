@@ -23,8 +23,9 @@ PAPER, EMPTY, DASH, GIVEN, GIVEN_INK, BORDER = "#ffffff", "#e6eaef", "#a7b1bd", 
 def gif(cells: list[Cell], frames: int, is_stopped: Callable[[], bool] = lambda: False) -> bytes:
     """Returns an animated GIF of `cells`, each (text, frame, color, given). A cell is blank before its frame. From this frame
     on, the cell shows its text on a background of its color, which has the form #rrggbb. `given` is True for tokens that were
-    not sampled. `cells` and `frames` are the results of `parse_animation`. The pictures have at most `MOST_PIXELS` pixels in
-    total, so long or tall animations skip frames. Raises CancelledError soon after `is_stopped` returns True."""
+    not sampled. `cells` and `frames` are the results of `parse_animation`. An animation skips frames if it has more than
+    `SHOWN_FRAMES`, or if its pictures would have more than `MOST_PIXELS` pixels in total. Raises CancelledError soon after
+    `is_stopped` returns True."""
     font = ImageFont.load_default(size=15)
     boxes = place([font.getlength(text) for text, *_ in cells], [text.endswith("\\n") for text, *_ in cells])
     height = boxes[-1][1] + HEIGHT + MARGIN

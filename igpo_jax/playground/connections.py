@@ -30,9 +30,10 @@ def network_of(host: str) -> str:
 
 class Connection(H11Protocol):
     """An HTTP connection that is closed if its client makes the server wait for more than `WAIT_SECONDS`. If there are already
-    `MOST_CONNECTIONS` connections, a new connection replaces one of them. The replaced connection belongs to the client with
-    the most connections, and is the one on which the server has waited longest. h11 also limits the size of a request's head to
-    64 KiB."""
+    `MOST_CONNECTIONS` connections, a new connection replaces one on which the server waits. The replaced connection belongs to
+    the client with the most connections. Among this client's connections, it is the one on which the server has waited longest.
+    If the server waits on none of the connections, it closes the new connection. h11 also limits the size of a request's head
+    to 64 KiB."""
 
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)

@@ -141,8 +141,8 @@ SPEED = (
 
 def sections(runs: Runs) -> tuple[list[Row], list[Row]]:
     """Returns the sections of a report, and the list of Plotly figures for the panels. A section is a dict with the keys
-    "title" and "panels". A panel is a dict with the keys "title", "note", "smoothing" (what thick and faint lines are), "lines"
-    (the legend) and "number" (the index of the panel's figure). Panels without data are left out."""
+    "title" and "panels". A panel is a dict with the keys "title", "note", "smoothing" (a sentence that says which lines are
+    smoothed), "lines" (the legend) and "number" (the index of the panel's figure). Panels without data are left out."""
     figures: list[Row] = []
     found: list[Row] = []
 
@@ -214,8 +214,8 @@ def spent(rows: list[Row]) -> dict[str, list[float]]:
 
 
 def x_axes(runs: Runs) -> tuple[dict[str, str], dict[str, Any]]:
-    """Returns the x axes that the curves of RL can have, as {name: title}, and the result of `spent` for each run with RL. An
-    axis is left out if the logs of one of these runs lack its values."""
+    """Returns the x axes that the curves of RL can have, as {name: title}, and {run: cumulative cost of its RL stage} for each
+    run with RL iterations (see `spent`). An axis is left out if the logs of one of these runs lack the values of the axis."""
     known = {run: found for run, rows in runs.items() if (found := spent(rows))}
     axes = X_AXES if known else {}
     return {name: title for name, title in axes.items() if all(name in found for found in known.values())}, known

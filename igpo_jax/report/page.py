@@ -300,7 +300,8 @@ def _difference(name: str, reference: Run, run: Run) -> list[str]:
 def _compact(row: Row, indices: dict[str, int]) -> Row:
     """Converts an entry of rollouts.jsonl to the form that a page embeds. Each token becomes its index in `indices`, and new
     tokens are added to `indices`. The value of `correct` becomes None if the rollout could not be graded. Entries from earlier
-    versions of this package lack the keys `correct`, `outcome` and `extracted_answer`."""
+    versions of this package lack the keys `correct`, `outcome` and `extracted_answer`. In these entries, a rollout counts as
+    correct if its reward is at least 1."""
     return {key: row[key] for key in KEPT if key in row} | {
         "hinted": row["try"] == "hinted",
         "correct": row.get("correct", row["reward"] >= 1) if row.get("outcome", "ok") == "ok" else None,

@@ -329,7 +329,8 @@ def grade(records: Sequence[Record], judged: list[Judged], indices: Sequence[int
 
 def _endpoint() -> Endpoint | None:
     """Returns the endpoint that flags and environment variables give, or None if they give no address. Raises ValueError if the
-    address is malformed, if only one of address and model is given, or if the key file cannot be read."""
+    address is malformed or is given without a model, if --model is given without an address, or if the key file cannot be
+    read."""
     address = os.environ.get("OPENAI_BASE_URL", "") if ENDPOINT.value is None else ENDPOINT.value
     if not address:
         require(not MODEL.value, "--model is given without --endpoint=URL (or OPENAI_BASE_URL)")

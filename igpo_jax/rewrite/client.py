@@ -1,4 +1,4 @@
-"""HTTP client for an endpoint that may not be trusted. The client limits the size of a reply and the time to receive it."""
+"""HTTP client for an untrusted endpoint. The client limits the size of a reply and the time to receive it."""
 
 import asyncio
 import contextlib

@@ -34,7 +34,7 @@ class Endpoint:
 
 def require_reply(reply: Any) -> None:
     """Raises ValueError if a value of a reply is missing, has the wrong type, or is out of range. The message names the key.
-    Replies are checked before they are written to replies.jsonl, because the endpoint may not be trusted."""
+    Replies are checked before they are written to replies.jsonl, because the endpoint is not trusted."""
     require(isinstance(reply, dict), "no JSON object")
     for key, kind in REPLY_TYPES.items():
         require(key in reply, f"{key} is missing")
