@@ -36,8 +36,8 @@ class Requests:
         return cls(prompts.tokens, prompts.prompt_mask, canvas, prompts.problem_id, draw)
 
     def placed(self, key: jax.Array, attempt: int, mesh: Mesh) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Returns the array arguments of a sampler, in the order of the sampler's parameters: prompts, prompt mask and canvas,
-        which are sharded over `mesh`, and one PRNG key per row."""
+        """Returns the array arguments of a sampler, in the order of the sampler's parameters: prompts, prompt mask, canvas, and
+        one PRNG key per row. All except the keys are sharded over `mesh`."""
         keys = completion_keys(key, self.problem_id, self.draw, attempt)
         return (*shard_batch((self.tokens, self.prompt_mask, self.canvas), mesh), keys)
 

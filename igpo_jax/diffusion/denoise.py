@@ -200,7 +200,7 @@ class Block(flax.struct.PyTreeNode):
 
 
 def window_sizes(decode: DecodeConfig) -> list[int]:
-    """Returns the window sizes, in ascending order, that the sampler may use with `decode.cache` = "prefix". A window consists
+    """Returns the window sizes, in ascending order, that the sampler can use with `decode.cache` = "prefix". A window consists
     of the last positions of the completion, and contains the active block. A denoising step recomputes only the positions in
     the window. The compiled program has one branch for each size. There are only a few sizes, because each branch costs compile
     time."""

@@ -100,8 +100,8 @@ def canonical_sharding(state: DecodeState) -> DecodeState:
 
 
 def _batch_sizes(rows: int) -> list[int]:
-    """Returns the batch sizes that sampling may use. These are `rows`, and a half, a quarter and an eighth of `rows`. Fractions
-    that cannot be divided evenly over the devices are left out."""
+    """Returns the batch sizes that the sampler can use. These are `rows`, and a half, a quarter and an eighth of `rows`.
+    Fractions that cannot be divided evenly over the devices are left out."""
     mesh = jax.sharding.get_abstract_mesh()
     divisor = 1 if mesh.empty else batch_size_divisor(mesh)
     return [rows // part for part in (1, 2, 4, 8) if part == 1 or rows % (part * divisor) == 0]

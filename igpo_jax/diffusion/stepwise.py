@@ -1,5 +1,5 @@
-"""Runs the sampler of sampler.py one denoising step at a time, for viewers that show the progress of sampling. The sampled
-tokens are the same, but sampling is slower, because the host reads the canvas after every step."""
+"""Runs the sampler of sampler.py one denoising step at a time, for viewers that show the progress of sampling. Both
+samplers give the same tokens, but this one is slower, because the host reads the canvas after every step."""
 
 import dataclasses
 import functools

@@ -31,7 +31,8 @@ def plan(
     """Compiles the programs that a training run calls, or the programs named in `only`. Returns a dict with the measurements of
     each program, whether the run fits into memory, and advice on saving memory. Calls `report` with a line of text before each
     compilation. Raises ValueError if `only` contains an unknown name, or if a configured size cannot be divided evenly over the
-    mesh. `lengths`, int [n], are prompt lengths in tokens for `typical_rollout`."""
+    mesh. `lengths`, int [n], are prompt lengths in tokens. They are used to choose the settings of sampling (`fitted`) and to
+    estimate rollouts (`typical_rollout`)."""
     run = fitted(config, mesh, lengths)
     config, model = run.config, run.model
     device = mesh.devices.flat[0]

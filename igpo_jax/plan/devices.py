@@ -1,4 +1,4 @@
-"""TPUs and NVIDIA GPUs for which programs can be compiled on a machine that does not have them."""
+"""Descriptions of TPUs and NVIDIA GPUs. Programs can be compiled for these devices on a machine that does not have them."""
 
 import dataclasses
 import importlib.util

@@ -368,8 +368,8 @@ def _border_bytes(instruction: Instruction) -> float:
 
 def _flops(instruction: Instruction) -> float:
     """Returns the FLOPs of a matrix product, a convolution or a custom kernel, and 0 for other instructions. A multiply-add
-    counts as two FLOPs. For a custom kernel that is not from NVIDIA's libraries, returns the number that the kernel reports, or 0
-    if it reports no number. Splash attention reports none."""
+    counts as two FLOPs. For a custom kernel that is not from NVIDIA's libraries, returns the number that the kernel reports, or
+    0 if it reports no number. Splash attention reports none."""
     target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
     if instruction.opcode == "custom-call" and target:
         if target[1].startswith("__cudnn$fmha"):

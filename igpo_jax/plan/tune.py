@@ -23,19 +23,22 @@ COMPILED = 3  # number of ways to sample that are compiled
 
 
 class Way(NamedTuple):
-    """A candidate for the sampler settings: a run's configuration with a given layout, number of chunks and cache, and its
-    estimated time and memory."""
+    """A candidate for the sampler settings. `config` is the run's configuration with the candidate's layout, number of chunks
+    and cache. `choice` contains the estimated time and memory."""
 
     config: Config
     choice: Choice
 
 
 def tune(config: Config, mesh: Mesh, lengths: np.ndarray | None, approximate: bool, report: Report) -> dict[str, Any]:
-    """Returns a dict with the command-line flags that select the fastest settings, the estimated seconds of an iteration
-    without and with these flags, whether the run fits into memory without them, and the reasons why other settings were
-    rejected. `lengths`, int [n], are prompt lengths in tokens, see `rollout_loads`. If `approximate` is True, cached samplers
-    are also tried. Calls `report` with a line of text before each compilation. Raises ValueError
-    if there is no RL stage, if the chip is unknown, or if no settings fit into memory."""
+    """Finds the fastest settings. `lengths`, int [n], are prompt lengths in tokens, see `rollout_loads`. If `approximate` is
+    True, cached samplers are also tried. Calls `report` with a line of text before each compilation. Raises ValueError if there
+    is no RL stage, if the chip is unknown, or if no settings fit into memory.
+
+    Returns:
+        A dict: `overrides` are the command-line flags that select the fastest settings. `before` and `after` are the estimated
+        seconds that each part of an iteration (rollout, score and update) takes without and with these flags. `fits_before` is
+        True if the run fits into memory without the flags. `rejected` are the reasons why other settings were rejected."""
     require(config.rl.iterations > 0, "--tune is for the RL stage, and rl.iterations is 0")
     rejected: list[str] = []
     before = fitted(config, mesh, lengths)
@@ -102,10 +105,10 @@ def _named(way: Way) -> str:
 
 
 def rollout_seconds(run: Fitted, record: dict[str, Any], lengths: np.ndarray | None) -> float:
-    """Returns the estimated seconds of a rollout, or infinity if the sampler does not compile. `record` contains the
-    measurements of the sampler that is compiled for the largest prompt bucket. For a batch in another bucket, this measured
-    time is multiplied by the ratio of the estimates of run/layout.py for the two buckets. `lengths` are prompt lengths, see
-    `rollout_loads`."""
+    """Returns the estimated seconds of a rollout. `record` contains the measurements of the sampler, compiled for the largest
+    prompt bucket. For a batch in another bucket, the estimated time in `record` is multiplied by the ratio of the estimates of
+    run/layout.py for the two buckets. If `record` has no estimated time, for example because the sampler does not compile,
+    returns infinity. `lengths` are prompt lengths, see `rollout_loads`."""
     if "estimated_seconds" not in record:
         return np.inf
     loads = rollout_loads(run.config, run.config.rl.rollout_chunks, lengths)
@@ -118,7 +121,8 @@ def _faster_update(
     config: Config, mesh: Mesh, start: dict[str, Any], limit: float, rejected: list[str], report: Report
 ) -> tuple[Config, dict[str, Any]]:
     """Returns the configuration with the fastest value of model.remat that fits into memory, and the measurements of the
-    programs named score and update. If no value of model.remat fits, tries again with more microbatches."""
+    programs named score and update. If no value of model.remat fits, tries again with more microbatches. If nothing fits,
+    returns `config` and `start`."""
     parts, known = config.rl.microbatches, {config.model.remat: start["update"]}
     while True:
         found = remat_choice(_with(config, config.model.remat, parts), mesh, known)

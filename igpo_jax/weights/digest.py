@@ -29,8 +29,8 @@ def model_files(path: str | os.PathLike) -> dict[Any, int]:
 
 
 def network_digest(path: str | os.PathLike) -> str:
-    """Returns a hash of the weights and of config.json in a Hugging Face or model folder, see `files_digest`. Copies have the same
-    hash. If the same model is converted twice, the two results may have different hashes."""
+    """Returns a hash of the weights and of config.json in a Hugging Face or model folder, see `files_digest`. Copies have the
+    same hash. If the same model is converted twice, the two results may have different hashes."""
     folder = path_of(path)
     own = (file for file in folder.iterdir() if file.suffix == ".safetensors" or file.name == "config.json")
     return files_digest({file: size_of(file) for file in own} | all_files(folder / "params"))

@@ -281,7 +281,8 @@ def convert(
     """Converts a Hugging Face folder to a model folder. `dtype` is float32, bfloat16, or None for the stored dtype. The folder
     `target` appears only when it is complete. Raises ValueError if `target` exists, or if `model_config`, `check_tensors`,
     `check_link` or `check_finite` rejects the source. With `allow_nonfinite`, `check_finite` warns instead. If the source is an
-    autoregressive model, `start` is the config.json of the masked diffusion model, see `masked_config`."""
+    autoregressive model from which the training of a masked diffusion model starts, `start` is the content of config.json for
+    the masked diffusion model, see `masked_config`."""
     values = start or read_model_json(source)
     cfg = model_config(values, special=special_tokens(small_files(source))) if start else folder_model_config(source)
     for file in sorted(path_of(source).glob("model*.safetensors")) if not is_address(source) else ():
@@ -322,10 +323,11 @@ def export(
 
 
 def original_name(folder: str | os.PathLike) -> str:
-    """Returns a name or path under which Hugging Face's libraries find the model. For a Hugging Face folder, this is the
-    model's name on the hub if the folder is in the hub's cache, otherwise the absolute path of the folder. For a model folder,
-    it is the name or path of the Hugging Face folder that was converted. For model folders of earlier versions of this project,
-    which did not record it, returns ""."""
+    """Returns the place of the original model: a name or path under which Hugging Face's libraries find it, or an address in a
+    bucket. For a Hugging Face folder, this is the model's name on the hub if the folder is in the local cache of the hub, the
+    address if the folder is in a bucket, and otherwise the absolute path of the folder. For a model folder, it is the place of
+    the Hugging Face folder that was converted. Returns "" for model folders of earlier versions of this project, because these
+    folders do not record the place."""
     origin = small_files(folder) / ORIGIN
     if origin.is_file():
         source = read_json(origin).get("source")
@@ -341,9 +343,11 @@ def original_name(folder: str | os.PathLike) -> str:
 
 
 def weight_names(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelConfig) -> tuple[dict[str, str] | None, bool]:
-    """Returns the arguments `weight_map` and `stores_head` of `write_safetensors`. With these arguments, it writes the tensors
-    under the same names and into the same files as in the Hugging Face folder that `folder` is or was converted from. `values`
-    is the content of config.json."""
+    """Returns the arguments `weight_map` and `stores_head` of `write_safetensors`. `weight_map` is {tensor name: file name}, or
+    None if there is no index. `stores_head` says whether the embedding is stored a second time as the output head. With these
+    arguments, the tensors get the same names as in the original Hugging Face folder. If that folder has an index, they are also
+    written into files of the same names. The original folder is `folder` itself, or the folder from which the model folder
+    `folder` was converted. The argument `values` is the content of config.json."""
     return read_weight_map(folder), stores_tied_head(folder, values, cfg)
 
 

@@ -194,9 +194,9 @@ def _check_keys(values: dict[str, Any], family: Family) -> None:
 
 def _without_llama3_rope(values: dict[str, Any]) -> tuple[dict[str, Any], RopeScaling | None]:
     """Separates the scaling of Llama 3.1's rotary embedding from the contents of a config.json. Returns the contents without
-    the scaling, and the scaling, or None if there is none. transformers 4 writes the scaling into rope_scaling, and
-    transformers 5 into rope_parameters. Raises ValueError if the scaling is invalid, or if the two keys contain different
-    scalings."""
+    the scaling, and the scaling. If there is no scaling, the second value is None. transformers 4 writes the scaling
+    into rope_scaling, and transformers 5 into rope_parameters. Raises ValueError if the scaling is invalid, or if the two keys
+    contain different scalings."""
     found = set()
     for key in ("rope_parameters", "rope_scaling"):
         group = values.get(key)

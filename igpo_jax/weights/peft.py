@@ -47,8 +47,8 @@ HARMLESS = (
 
 
 def _module(family: Family, target: str) -> str:
-    """Returns the name of the module `target`, such as "query", in the base model, with {} in place of the number of the
-    layer."""
+    """Returns the name of a module in the base model, with {} in place of the number of the layer. `target` is this project's
+    name of the module, such as "query"."""
     return family.tensors["blocks", target].removesuffix(".weight")
 
 
