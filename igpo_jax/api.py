@@ -315,10 +315,10 @@ def load(
     trust: Collection[str] = (),
     allow_nonfinite: bool = False,
 ) -> DiffusionLM:
-    """Loads a model from a Hugging Face folder of LLaDA or iLLaDA, from a folder that `igpo_jax.convert` wrote, or from the
-    folder of a training run. `path` may also be the id of a model on the Hugging Face hub, such as GSAI-ML/LLaDA-8B-Instruct, if
-    the model is in the hub's cache on this machine; nothing is downloaded. If a file is missing or damaged, raises a ValueError
-    that names the file and the reason.
+    """Loads a model from a Hugging Face folder of a supported model (docs/models.md), from a folder that `igpo_jax.convert`
+    wrote, or from the folder of a training run. `path` may also be the id of a model on the Hugging Face hub, such as
+    GSAI-ML/LLaDA-8B-Instruct, if the model is in the hub's cache on this machine; nothing is downloaded. If a file is missing
+    or damaged, raises a ValueError that names the file and the reason.
 
     Args:
         adapters: a folder with LoRA adapters of the model in PEFT's format.
@@ -326,13 +326,13 @@ def load(
             default is that of `default_dtype`: float32 on CPUs and on NVIDIA GPUs older than Ampere, otherwise bfloat16.
         mesh: the device mesh that holds the parameters. The default is a mesh of all devices, with the shape for which sampling
             is estimated to be fastest.
-        stage: "sft" or "rl", the stage of a training run whose newest checkpoint is loaded, or the stage and the step of a
-            checkpoint, such as "rl-40". The default is the last stage that has a checkpoint. The argument is only allowed if
-            `path` is a run's folder.
+        stage: the checkpoint of a training run to load: "sft" or "rl" for the newest checkpoint of this stage, or a stage and a
+            step, such as "rl-40". The default is the newest checkpoint of the last stage that has one. The argument is only
+            allowed if `path` is a run's folder.
         needs: the kind of input that the model will be given: "ids", "text" or "chat". If such input needs a tokenizer or a
             chat template that the folder lacks, raises ValueError before any weights are read.
-        trust: names of Python modules outside this package that config.json of a training run may name as its task. Loading the
-            run imports its task, which runs with your permissions.
+        trust: Python modules outside this package that the config.json of a training run is allowed to name as its task.
+            Loading the run imports its task, which runs with your permissions.
         allow_nonfinite: if true, weights that are NaN or infinite cause only a warning. By default, such weights raise a
             ValueError that names the tensor."""
     require(needs in ("ids", "text", "chat"), f"needs={needs!r} is none of ids, text, chat")

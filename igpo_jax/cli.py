@@ -107,7 +107,8 @@ def _escaped_record(make: Callable[..., logging.LogRecord], *args, **kwargs) -> 
 
 
 def parse_flags(arguments: list[str], words: bool = False) -> list[str]:
-    """Prepares the process for the devices of this machine, and returns the result of `parse_arguments`."""
+    """Prepares the process for the devices of this machine. Then parses a command's flags, and returns the arguments that are
+    not flags (see `parse_arguments`)."""
     from igpo_jax.runtime import host  # imports jax
 
     host.prepare()

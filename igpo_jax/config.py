@@ -382,7 +382,8 @@ def own_model(config: Config, **vocabulary: int) -> ModelConfig:
 
 
 def from_json(values: dict[str, Any]) -> ConfigDict:
-    """Converts the result of `to_json` back to a configuration. Keys that are missing in old files get their default values."""
+    """Converts the JSON value in a config.json, as returned by `to_json`, back to a configuration. Keys that are missing in old
+    files get their default values."""
     values = renamed(values)
     config = base_config(**load_task(values["task"]["name"]).defaults(**values["task"]))
     config.update(values)

@@ -10,8 +10,8 @@ Path = tuple[str, ...]  # of a parameter in the nested dict of parameters
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-    """How messages become one prompt. Markers are special tokens. A turn is `header`, the role, `end_header`, the text
-    `separator`, the message and `end_of_turn`."""
+    """Template that turns messages into one prompt. Markers are special tokens. A turn consists of `header`, the role,
+    `end_header`, the text `separator`, the message and `end_of_turn`."""
 
     begin: str  # marker at the start, or ""
     header: str  # marker

@@ -1,7 +1,7 @@
 """python -m igpo_jax.generate --model=DIR --prompt=TEXT [--chat] [--show]
 
-Completes prompts, or fills the blanks of templates. The model is a Hugging Face folder of LLaDA or iLLaDA, a folder written by
-igpo_jax.convert, or the folder of a training run. --help lists all options.
+Completes prompts, or fills the blanks of templates. The model is a Hugging Face folder of a supported model (docs/models.md), a
+folder written by igpo_jax.convert, or the folder of a training run. --help lists all options.
 """
 
 from igpo_jax.runtime import interrupts
@@ -85,8 +85,8 @@ def main(_):
 
 
 def print_completions(model: DiffusionLM, prompts: list[str], completions: list[Completion]) -> None:
-    """Prints the completions, with control characters escaped. If the flag --output is given, also appends the completions to
-    its file."""
+    """Prints the completions, with control characters escaped. If the flag --output names a file, also appends the completions
+    to this file."""
     for number, completion in enumerate(completions):
         prompt = prompts[number % len(prompts)] if prompts else ""
         if SHOW.value:

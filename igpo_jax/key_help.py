@@ -1,5 +1,5 @@
-"""Meanings of configuration keys, which are the comments beside the keys in the source code. docs/configuration.md is generated
-from these meanings."""
+"""Meanings of configuration keys. The meaning of a key is the comment beside this key in the source code. docs/configuration.md
+is generated from the meanings."""
 
 import ast
 import dataclasses
@@ -92,7 +92,7 @@ def _limit(field: dataclasses.Field, meaning: str) -> str:
 def comments(module: str, name: str) -> dict[str, str]:
     """Returns the comments on the fields of a class, or on the keys of the dict that a function builds, without importing the
     module of the class or function. A comment stands above its key, behind it, or both. Keys of a dict inside the dict are
-    dotted. Returns an empty dict if there is no source code, or if it does not define `name` in its outermost level."""
+    dotted. Returns an empty dict if there is no source code, or if `name` is not defined at the top level of the module."""
     try:
         spec = importlib.util.find_spec(module)
         source = spec.loader.get_source(module)  # type: ignore[union-attr]

@@ -90,8 +90,8 @@ class DiffusionHarnessModel(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Hash of the tokenizer. The harness includes it in the names of its stored requests, so that they are not used with
-        another tokenizer."""
+        """Hash of the tokenizer. The harness includes the hash in the names of its stored requests, so that requests stored
+        with one tokenizer are not used with another."""
         return self._tokenizer.digest
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

@@ -306,8 +306,9 @@ def _added_token(id: int, content: str, special: bool = True, **flags: bool) -> 
 
 
 def _from_vocabulary(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns the content of a tokenizer.json for a byte-level tokenizer of Qwen2's kind, which has the files vocab.json,
-    merges.txt, and added_tokens.json or tokenizer_config.json instead. Raises ValueError if a file is missing or malformed."""
+    """Returns the content that a tokenizer.json would have for a byte-level tokenizer of Qwen2's kind. Instead of a
+    tokenizer.json, such a tokenizer has the files vocab.json, merges.txt, and added_tokens.json or tokenizer_config.json.
+    Raises ValueError if a file is missing or malformed."""
     vocabulary, merges = read_json(folder / VOCABULARY), folder / "merges.txt"
     require(merges.is_file(), f"{merges} is missing; {VOCABULARY} needs it")
     with wrap_read_errors(merges):

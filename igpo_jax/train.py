@@ -105,7 +105,8 @@ def train_and_report(experiment: Experiment) -> None:
 
 
 def shown_path(workdir: pathlib.Path) -> str:
-    """Returns the address of a run in a bucket, or the path of its folder, relative to the working folder if it lies there."""
+    """Returns the address of a run in a bucket, or the path of the folder of a local run. The path is relative if the folder is
+    inside the working folder."""
     here = pathlib.Path.cwd()
     return str(workdir.relative_to(here)) if workdir.is_relative_to(here) else address_of(workdir)
 

@@ -45,8 +45,8 @@ def boxes(text: str) -> list[str]:
 
 def box_spans(text: str) -> list[tuple[int, int]]:
     """Returns (begin, end) of the content of each outermost, closed \\boxed{...} and \\fbox{...} in a text, in order. A closing
-    tag such as </answer> also closes a box. If there is no such box, returns the spans of numbers and letters that follow a
-    command without braces, as in \\boxed 5."""
+    tag such as </answer> also closes a box. If there is no such box, returns the spans of numbers and letters that follow
+    \\boxed or \\fbox without braces, as in \\boxed 5."""
     found: list[tuple[int, int]] = []
     bare: list[tuple[int, int]] = []
     closing, end, tag = _closing_braces(text), 0, 0
@@ -166,9 +166,9 @@ def _stated(place: str, rule: str, is_line: bool = False) -> str | None:
 
     Tries the whole text, the part after "answer is", the part after a label, and the part before a remark. Returns the first of
     these parts that is a value. With the rule `number`, only numbers and formulas are values. If no part is a value, returns
-    the only formula of the text. If the text has no formula, returns its only number. If numbers follow the last formula,
-    returns the only one of them. Returns None if there are several such formulas or numbers, or if a word of the text, such as
-    "least", may change their meaning.
+    the formula in the text. If the text has no formula, returns the number in the text. If a number follows the last formula,
+    returns this number instead of the formula. Returns None if there are several such formulas or numbers, or if a word of the
+    text, such as "least", may change their meaning.
 
     `is_line` means that the text is a #### line. Such a line has no answer if it looks like a heading, or if no part is a
     value."""

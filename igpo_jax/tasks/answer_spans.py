@@ -136,9 +136,9 @@ _slow_seconds = 0.0  # of all slow comparisons in this process
 
 
 def _patient_equal(answer: str, text: str) -> bool:
-    """Returns `equal(answer, text)`, or True if the comparison times out. After more than `MOST_SLOW` seconds of slow
-    comparisons in this process, returns True without a comparison, because a file of problems can cause thousands of slow
-    comparisons."""
+    """Returns whether a text equals an answer, as decided by `equal`. Returns True if the comparison times out. After more than
+    `MOST_SLOW` seconds of slow comparisons in this process, returns True without a comparison, because a file of problems can
+    cause thousands of slow comparisons."""
     global _slow_seconds
     if _slow_seconds > MOST_SLOW:
         return True

@@ -34,9 +34,9 @@ def defaults(**values) -> dict:
 
 
 def load(task, split: str, seed: int) -> list[Problem]:
-    """Draws the problems of one split at random. `seed` is ignored for the test split. The split sft has problems of all
-    lengths. The splits rl and test have only problems of the greatest length. Raises ValueError if a setting is out of range,
-    or if there are not enough different questions."""
+    """Draws the problems of one split at random. `seed` is ignored for the test split. A problem has task.slots // 2 to
+    task.slots additions in the split sft, and exactly task.slots additions in the splits rl and test. Raises ValueError if a
+    setting is out of range, or if there are not enough different questions."""
     slots, size, is_sft = task.slots, task[f"{split}_problems"], split == "sft"
     if not 2 <= slots <= MAX_SLOTS:
         raise ValueError(f"task.slots={slots} must be in [2, {MAX_SLOTS}]: short problems have half as many additions")

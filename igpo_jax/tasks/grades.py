@@ -1,5 +1,5 @@
-"""Grades of completions. This module is separate from reward_pool.py, so that programs can grade completions without importing
-jax, which takes time and memory. This module imports jax through flax."""
+"""Grades of completions. This module imports jax through flax. It is separate from reward_pool.py, so that programs that only
+grade completions do not import jax, which takes time and memory."""
 
 from collections.abc import Mapping
 

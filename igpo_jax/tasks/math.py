@@ -61,7 +61,8 @@ def sources(task, split: str) -> str:
 
 
 def load(task, split: str, seed: int) -> list[Problem]:
-    """Returns the problems of one split in file order. `seed` is not used. Raises the same errors as `load_counted`."""
+    """Returns the problems of one split in file order. `seed` is not used. Raises ValueError if the configuration or a file is
+    invalid (see `load_counted`)."""
     return load_counted(task, split)[0]
 
 
@@ -98,8 +99,8 @@ def reward(problem: Problem, text: str, answer: str = "box", reference_code: boo
 
 def content(task, problem: Problem) -> Content:
     """Returns the content of a problem as a pair (text, capitals), see decontamination.py. Problems with equal content count as
-    the same problem. The content is that of the question without the text that the template task.prompt adds. `text` is the
-    normalized question, and `capitals` are its single letters and short words in their original case."""
+    the same problem. The content is computed from the question, without the text that the template task.prompt adds. `text` is
+    the normalized question, and `capitals` are its single letters and short words in their original case."""
     before, _, after = task.prompt.partition("{question}")
     question = problem.question
     if "{question}" not in after and question.startswith(before) and question.endswith(after):

@@ -41,8 +41,8 @@ def load_puzzles(
     drawn: Callable[[random.Random, set[Content]], Problem | Content | None],  # see below
     content: Callable[[Any, Problem], Content],
 ) -> list[Problem]:
-    """Returns the puzzles of one split. If the configuration names a file for the test split, reads the test split from this
-    file. Otherwise, draws the puzzles at random; `seed` is ignored for the test split.
+    """Returns the puzzles of one split. If task.test is the path of a file, reads the puzzles of the test split from this file.
+    All other puzzles are drawn at random. `seed` is ignored for the test split.
 
     `read` converts a row of the file to a puzzle. `drawn` draws a puzzle, given a random generator and the contents of the test
     puzzles. It returns one of three values: the puzzle; only the content of the puzzle, if a test puzzle has the same content;

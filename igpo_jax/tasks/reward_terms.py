@@ -25,9 +25,10 @@ class RewardTerm:
 
 
 def split_terms(text: str) -> list[tuple[str, str]]:
-    """Splits a weighted sum into its terms (weight, function), and checks neither the weights nor the functions. Removes only
-    spaces around them and changes nothing else, so that no other text becomes a name that the user trusts. "" means the reward
-    of the task. A term without a weight has the weight "1". Raises ValueError if the text is too long or has too many terms."""
+    """Splits a weighted sum into its terms (weight, function). Checks neither the weights nor the functions. Removes the spaces
+    around them, but no other characters: if it removed more, a different text could become the name of a function that the user
+    trusts. "" means the reward of the task. A term without a weight has the weight "1". Raises ValueError if the text is too
+    long or has too many terms."""
     require(not _too_long(text), f"reward.function{_too_long(text)}")
     parts = [term.rpartition("*") for term in (text or TASK).split("+")]
     return [(weight.strip(" ") if star else "1", function.strip(" ")) for weight, star, function in parts]

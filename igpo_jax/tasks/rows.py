@@ -1,9 +1,9 @@
 """Reads problem files row by row: JSON Lines, JSON arrays, CSV, Parquet and ArrayRecord. A row is a dict that maps column names
 to values.
 
-The extension of a file, in upper or lower case, determines the format. JSON Lines, JSON and CSV files may be compressed, such
-as .jsonl.gz. Their text is UTF-8, with or without a byte order mark. A .json file may also contain JSON Lines, and a .jsonl
-file may also contain an array."""
+The extension of a file, in upper or lower case, determines the format. JSON Lines, JSON and CSV files may be compressed with
+gzip, under names such as problems.jsonl.gz. Their text is UTF-8, with or without a byte order mark. A .json file may also
+contain JSON Lines, and a .jsonl file may also contain an array."""
 
 import collections
 import contextlib
@@ -45,10 +45,10 @@ def read_rows(
     """Yields (place, number, row) for each row of a problem file. The file may be in a bucket, with the path gs://BUCKET/NAME.
     `place` names the file and the row in messages. `number` is the number of the line, counted from 1, in JSON Lines and CSV.
     In JSON arrays, Parquet and ArrayRecord, it is the number of the row, counted from 0. Skips and logs up to `max_malformed`
-    malformed rows. Raises ValueError if the file is missing, unreadable or has no rows. If the file is missing, the message has
-    `key`, the key or flag that names the file, and `advice`, how to get a file. If the file has more than `max_malformed`
-    malformed rows, raises a ValueError with the line and the reason. Also raises ValueError for a sparse file that consists
-    mostly of holes, and for a file that has an implausible number of rows for its size."""
+    malformed rows. Raises ValueError if the file is missing, unreadable or has no rows. If the file is missing, the message
+    contains `key` (the key or flag that names the file) and `advice` (how to get a file). If the file has more than
+    `max_malformed` malformed rows, raises a ValueError with the line and the reason. Also raises ValueError for a sparse file
+    that consists mostly of holes, and for a file that has an implausible number of rows for its size."""
     file = local_file(path)
     if not file.is_file():
         raise ValueError(f"{key}: no data file {str(path)!r}; {advice}")
@@ -72,7 +72,7 @@ def read_rows(
 
 def column(row: Row, *names: str) -> str | None:
     """Returns the first of the column names `names` that is in the row, as the row spells it. Returns None if the row has none
-    of these columns. Ignores upper and lower case, but prefers an exact match."""
+    of these columns. Ignores the case of letters, but prefers an exact match."""
     folded = {name.lower(): name for name in row}
     return next((name if name in row else folded[name] for name in names if name in row or name in folded), None)
 
@@ -157,10 +157,10 @@ def _skip_byte_order_mark(stream: Any, path: str) -> None:
 
 
 def _json(stream: Any, path: str, is_array: bool) -> Parsed:
-    """Yields the rows of a JSON file that has one object per line, or contains an array of objects. If the content begins with
-    a bracket and `is_array` is True (for a .json file), the content is read as an array, and raises ValueError if it is
-    invalid. If `is_array` is False, such content is read as an array only if it is an array of objects, and otherwise line by
-    line."""
+    """Yields the rows of a JSON file that has one object per line, or contains an array of objects. Content that does not begin
+    with a bracket is read line by line. If it begins with a bracket and `is_array` is True (for a .json file), it is read as an
+    array, and an invalid array raises ValueError. If it begins with a bracket and `is_array` is False, it is read as an array
+    only if it is a valid array of objects, and otherwise line by line."""
     lines = enumerate(iter(lambda: stream.readline(MOST_BYTES + 1), b""), start=1)
     number, line = next(((number, line) for number, line in lines if line.strip()), (1, b""))
     if line.lstrip().startswith(b"["):

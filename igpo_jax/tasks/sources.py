@@ -91,7 +91,8 @@ def load_sources(
     "format:path,format:path". `fields` maps id, question, answer and solution to the field names that files of the format jsonl
     use. At most `max_malformed` malformed lines of each file are skipped. If rows of a source are dropped, logs a warning with
     their number. Raises ValueError if a format is unknown. If a file is unusable, raises a ValueError that names the file and
-    line. If a file is missing, the message also has `key`, the key or flag with the sources, and how to get a file."""
+    line. If a file is missing, the message also contains `key` (the key or flag that lists the sources) and tells how to get a
+    file."""
     records: dict[str, Record] = {}
     counts: list[SourceCounts] = []
     metamath_questions: set[str] = set()  # many rows share a question
@@ -201,8 +202,8 @@ def _spans(solution: str, answer: str) -> tuple[Span, ...]:
 
 
 def _spans_or_whole(solution: str, answer: str) -> tuple[Span, ...]:
-    """Returns the result of `_spans`. If `_spans` finds nothing, returns the span of the whole solution, because the solution
-    may give the answer in another notation."""
+    """Returns the character spans of a solution that give the answer away, as found by `_spans`. If `_spans` finds nothing,
+    returns the span of the whole solution, because the solution may give the answer in another notation."""
     return _spans(solution, answer) or (((0, len(solution)),) if solution else ())
 
 

@@ -45,8 +45,8 @@ defaults = functools.partial(puzzle_defaults, "sudoku")
 
 def extract_answer(text: str) -> str | None:
     """Returns the last complete grid inside <answer> tags, as 16 digits. If there is no complete grid, returns the last
-    incomplete grid, with 0 for each empty cell. If the completion ends in the middle of a grid, but after its first row, this
-    grid also counts as incomplete. Returns None if there is no grid at all."""
+    incomplete grid, with 0 for each empty cell. If there is no grid of 16 cells, but the completion ends in the middle of a
+    grid, after at least four of its cells, returns these cells followed by zeros. Otherwise, returns None."""
     segments = [part for answer in ANSWER.findall(text) for part in WORD.split(_without_labels(answer))]
     found = [grid for segment in segments for grid in _grids(segment)]
     complete = [grid for grid in found if "0" not in grid]
@@ -94,7 +94,8 @@ def _grids(segment: str) -> list[str]:
 def reward(problem: Problem, text: str) -> float:
     """Returns 1.0 for any valid completed grid, because a puzzle may have several solutions. For another grid, returns the
     share of the puzzle's empty cells that are filled in as in the nearest solution, but at most 0.99. This share is d1's reward
-    (arXiv 2504.12216), but d1 knows only one solution. Returns 0.0 if there is no grid."""
+    (arXiv 2504.12216), except that d1 compares with only one solution. If there is no grid, returns 0.0. However, an answer
+    that consists only of digits is first cut or padded with zeros to 16 digits, as in d1."""
     puzzle, _ = problem.answer.split(" -> ")
     grid = extract_answer(text)
     if grid is not None and right(grid, puzzle):
