@@ -105,10 +105,10 @@ def _named(way: Way) -> str:
 
 
 def rollout_seconds(run: Fitted, record: dict[str, Any], lengths: np.ndarray | None) -> float:
-    """Returns the estimated seconds of a rollout. `record` contains the measurements of the sampler, compiled for the largest
-    prompt bucket. For a batch in another bucket, the estimated time in `record` is multiplied by the ratio of the estimates of
-    run/layout.py for the two buckets. If `record` has no estimated time, for example because the sampler does not compile,
-    returns infinity. `lengths` are prompt lengths, see `rollout_loads`."""
+    """Returns the estimated seconds of a rollout. `record` describes the sampler compiled for the largest prompt bucket and has
+    its estimated time. For a batch in a smaller bucket, this time is multiplied by (estimate for that bucket) / (estimate for
+    the largest bucket), where both estimates come from run/layout.py. Returns infinity if `record` has no estimated time, for
+    example because the sampler does not compile. `lengths` are prompt lengths, see `rollout_loads`."""
     if "estimated_seconds" not in record:
         return np.inf
     loads = rollout_loads(run.config, run.config.rl.rollout_chunks, lengths)

@@ -1,8 +1,8 @@
 """python -m igpo_jax.playground --model=DIR [--host=127.0.0.1] [--port=8000]
 
 Serves a local web page that shows, step by step, how a model completes a prompt or fills blanks in a text. The model is a
-Hugging Face folder of a supported model (docs/models.md), a folder written by igpo_jax.convert, or the folder of a training run. --help lists all
-options.
+Hugging Face folder of a supported model (docs/models.md), a folder written by igpo_jax.convert, or the folder of a training
+run. --help lists all options.
 """
 
 from igpo_jax.runtime import interrupts

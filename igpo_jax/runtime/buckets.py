@@ -309,9 +309,9 @@ def account() -> str:
 
 @contextlib.contextmanager
 def explained_errors(address: str, operation: str) -> Iterator[None]:
-    """Context manager for requests to a bucket. Replaces every error by a BucketError whose message is one line with the
-    address, the operation, the account and the reason. The error is a plain ValueError with such a message if the object or the
-    bucket does not exist, or if the body raised a plain ValueError, as `check_download` does."""
+    """Context manager for requests to a bucket. Replaces every error by one whose message is a single line with the address, the
+    operation, the account and the reason. The new error is a ValueError if the object or the bucket does not exist, or if the
+    body raised a ValueError itself, as `check_download` does. In all other cases, it is a BucketError."""
     try:
         yield
     except Exception as error:  # gcsfs raises errors of its HTTP client, of its credentials, and its own

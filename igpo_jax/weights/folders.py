@@ -344,10 +344,10 @@ def original_name(folder: str | os.PathLike) -> str:
 
 def weight_names(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelConfig) -> tuple[dict[str, str] | None, bool]:
     """Returns the arguments `weight_map` and `stores_head` of `write_safetensors`. `weight_map` is {tensor name: file name}, or
-    None if there is no index. `stores_head` says whether the embedding is stored a second time as the output head. With these
-    arguments, the tensors get the same names as in the original Hugging Face folder. If that folder has an index, they are also
-    written into files of the same names. The original folder is `folder` itself, or the folder from which the model folder
-    `folder` was converted. The argument `values` is the content of config.json."""
+    None if there is no index. `stores_head` says whether the embedding is stored a second time as the output head. The original
+    Hugging Face folder is `folder` itself, or the one from which `folder` was converted. With these arguments, each tensor gets
+    the name that it has in the original folder. If that folder has an index, each tensor is also written into a file of the same
+    name as there. The argument `values` is the content of config.json."""
     return read_weight_map(folder), stores_tied_head(folder, values, cfg)
 
 
