@@ -9,6 +9,7 @@ PYTHON="${PYTHON:-python3}"
 extras="${IGPO_EXTRAS:-test,report}"
 wanted="$("$PYTHON" --version) $(cksum < setup.py) $extras"
 if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+  echo "installing igpo_jax[$extras] into .venv" >&2
   if ! { "$PYTHON" -m venv .venv &&
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"; }; then
     echo "error: installing igpo_jax[$extras] into .venv has failed" >&2

@@ -145,8 +145,9 @@ def result_lines(result: dict[str, Any]) -> list[str]:
     start, end = (result.get(edge, {}).get("all_wrong_groups") for edge in ("rl_start", "rl_end"))
     if start is not None and end is not None:
         rescued = result["rl_start"]["rescue_rate"]
-        hints = "" if rescued is None else f"; hints rescued {percent(rescued)} of the first"
-        lines.append(f"all-wrong groups in rollouts: first {percent(start)} -> last {percent(end)}{hints}")
+        hints = "" if rescued is None else f"; hints rescued {percent(rescued)} of the first ones"
+        rollouts = f"of the first and last {result['rl_start']['rollouts']} rollouts"
+        lines.append(f"all-wrong groups {rollouts}: {percent(start)} -> {percent(end)}{hints}")
     names = {"sft": "supervised stage", "rl": "RL"}
     spent = [f"{names[stage]} {duration(seconds)}" for stage, seconds in result["wall_seconds"].items() if seconds]
     return [*lines, f"time: {', '.join(spent) or 'no update'}"]

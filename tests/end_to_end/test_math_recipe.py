@@ -94,7 +94,7 @@ def test_every_stage_on_one_process_and_on_two_that_are_killed(recipe):
         again = start(processes, DEVICES // processes, *[arguments] * processes, folder=folder, config="math.py:smoke")
         codes, printed = ends(again, folder)
         assert codes == [0] * processes, printed
-        assert [f"report: {workdir}" in text for text in printed] == [True] + [False] * (processes - 1)
+        assert ["report: " in text for text in printed] == [True] + [False] * (processes - 1)
         result = json.loads((workdir / "result.json").read_text())
         assert result["processes"] == processes and result["after_sft"]["problems"] == 8
         assert result["heldout_loss"]["last"] < result["heldout_loss"]["first"]

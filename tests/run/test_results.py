@@ -5,7 +5,10 @@ import pytest
 from igpo_jax.run.results import result_lines
 
 BEFORE, AFTER = ({"accuracy": share, "interval95": [share - 0.01, share + 0.01], "problems": 1000} for share in (0.02, 0.5))
-EDGES = {"rl_start": {"all_wrong_groups": 1.0, "rescue_rate": 0.75}, "rl_end": {"all_wrong_groups": 0.25, "rescue_rate": None}}
+EDGES = {
+    "rl_start": {"all_wrong_groups": 1.0, "rescue_rate": 0.75, "rollouts": 4},
+    "rl_end": {"all_wrong_groups": 0.25, "rescue_rate": None},
+}
 SECONDS = {"wall_seconds": {"sft": 130.0, "rl": 17.0}}
 
 
@@ -16,7 +19,7 @@ SECONDS = {"wall_seconds": {"sft": 130.0, "rl": 17.0}}
             {"after_sft": BEFORE, "before_rl": BEFORE, "after_rl": AFTER, **EDGES, **SECONDS},
             [
                 "accuracy on 1,000 test problems: 2.0% -> 50.0% (95% interval 49.0 to 51.0)",
-                "all-wrong groups in rollouts: first 100.0% -> last 25.0%; hints rescued 75.0% of the first",
+                "all-wrong groups of the first and last 4 rollouts: 100.0% -> 25.0%; hints rescued 75.0% of the first ones",
                 "time: supervised stage 2 min, RL 17 s",
             ],
         ),
@@ -30,11 +33,11 @@ SECONDS = {"wall_seconds": {"sft": 130.0, "rl": 17.0}}
         ),
         (
             {
-                "rl_start": {"all_wrong_groups": 0.5, "rescue_rate": None},
+                "rl_start": {"all_wrong_groups": 0.5, "rescue_rate": None, "rollouts": 2},
                 "rl_end": {"all_wrong_groups": 0.5, "rescue_rate": None},
                 "wall_seconds": {"sft": 0.0, "rl": 7260.0},
             },
-            ["all-wrong groups in rollouts: first 50.0% -> last 50.0%", "time: RL 2 h 01 min"],
+            ["all-wrong groups of the first and last 2 rollouts: 50.0% -> 50.0%", "time: RL 2 h 01 min"],
         ),
         (
             {"rl_start": {"all_wrong_groups": None, "rescue_rate": None}, "rl_end": {"all_wrong_groups": None}, **SECONDS},

@@ -138,7 +138,11 @@ def test_a_denied_request_is_one_line_with_its_reason(status, monkeypatch, capfd
         def log_message(self, *_):
             pass
 
-    with http.server.ThreadingHTTPServer(("localhost", 0), Denying) as server:
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, *_):  # prints a traceback if the client has closed the connection
+            pass
+
+    with Server(("localhost", 0), Denying) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{server.server_address[1]}")
         buckets.filesystem.cache_clear()
