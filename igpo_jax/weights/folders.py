@@ -343,11 +343,11 @@ def original_name(folder: str | os.PathLike) -> str:
 
 
 def weight_names(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelConfig) -> tuple[dict[str, str] | None, bool]:
-    """Returns the arguments `weight_map` and `stores_head` of `write_safetensors`. `weight_map` is {tensor name: file name}, or
-    None if there is no index. `stores_head` says whether the embedding is stored a second time as the output head. The original
-    Hugging Face folder is `folder` itself, or the one from which `folder` was converted. With these arguments, each tensor gets
-    the name that it has in the original folder. If that folder has an index, each tensor is also written into a file of the same
-    name as there. The argument `values` is the content of config.json."""
+    """Returns the arguments `weight_map` and `stores_head` of `write_safetensors` with which the written folder has the tensor
+    names and the division into files of the original Hugging Face folder. The original is `folder` itself, or the folder from
+    which `folder` was converted. `weight_map` is {tensor name: file name}, or None if the original has no index. `stores_head`
+    says whether the original also stores the embedding as the output head. The argument `values` is the content of
+    config.json."""
     return read_weight_map(folder), stores_tied_head(folder, values, cfg)
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import time
@@ -11,7 +12,9 @@ import pytest
 
 import commands
 from run_log import rows_so_far
+from tokenizer_files import write_tokenizer
 
+WEIGHTS = pathlib.Path(__file__).parents[1] / "model" / "fixtures" / "llada_tiny" / "bf16_sharded"
 TINY = pathlib.Path(__file__).parent / "tiny.py"
 LIMIT = 300  # seconds per process
 
@@ -58,6 +61,15 @@ class Command:
         finally:
             process.kill()
         assert process.wait(LIMIT) == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def llada(tmp_path_factory):
+    """The folder of a tiny LLaDA, with a tokenizer."""
+    folder = tmp_path_factory.mktemp("llada") / "hf"
+    shutil.copytree(WEIGHTS, folder)
+    write_tokenizer(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

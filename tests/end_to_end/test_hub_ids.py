@@ -7,28 +7,18 @@ import shutil
 import pytest
 
 from hub_cache import write_hub_cache
-from tokenizer_files import write_tokenizer
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE / "llada_tiny.py"
-WEIGHTS = HERE.parent / "model" / "fixtures" / "llada_tiny" / "bf16_sharded"
 ID = "GSAI-ML/LLaDA-8B-Instruct"
 ADVICE = f"run hf download {ID} --local-dir LLaDA-8B-Instruct and give {{}}=LLaDA-8B-Instruct"
 LENGTHS = ("--completion_length=8", "--block_length=8")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "hf"
-    shutil.copytree(WEIGHTS, folder)
-    write_tokenizer(folder)
-    return folder
-
-
 @pytest.fixture
-def cached(command, model, tmp_path):
+def cached(command, llada, tmp_path):
     """Commands of a user whose cache has the model."""
-    write_hub_cache(tmp_path, ID, model)
+    write_hub_cache(tmp_path, ID, llada)
     return command.with_hub_cache(tmp_path)
 
 
@@ -38,13 +28,13 @@ def output(done):
 
 
 @pytest.mark.slow
-def test_generate_reads_the_model_in_the_cache(cached, model):
-    texts = [output(cached("generate", f"--model={name}", "--prompt=x", *LENGTHS)) for name in (model, ID)]
+def test_generate_reads_the_model_in_the_cache(cached, llada):
+    texts = [output(cached("generate", f"--model={name}", "--prompt=x", *LENGTHS)) for name in (llada, ID)]
     assert texts[0] == texts[1]
 
 
 @pytest.mark.slow
-def test_a_run_keeps_the_id_and_continues(cached, model, tmp_path):
+def test_a_run_keeps_the_id_and_continues(cached, tmp_path):
     arguments = ("train", f"--config={CONFIG}", f"--config.model.path={ID}", f"--workdir={tmp_path / 'run'}")
     output(cached(*arguments))
     last = max((tmp_path / "run" / "checkpoints" / "rl").iterdir(), key=lambda folder: int(folder.name))

@@ -13,20 +13,10 @@ import safetensors.numpy
 
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.weights.safetensors_files import stored_tensors
-from tokenizer_files import write_tokenizer
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = HERE / "llada_tiny.py"
-WEIGHTS = HERE.parent / "model" / "fixtures" / "llada_tiny" / "bf16_sharded"
 SHORT = ("--completion_length=16", "--block_length=8")
-
-
-@pytest.fixture(scope="module")
-def llada(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llada") / "hf"
-    shutil.copytree(WEIGHTS, folder)
-    write_tokenizer(folder)
-    return folder
 
 
 def train(command, folder, workdir, *overrides):

@@ -6,7 +6,6 @@ import os
 import pathlib
 import pickle
 import re
-import shutil
 import subprocess
 import sys
 
@@ -23,10 +22,8 @@ from igpo_jax import lm_eval as adapter
 from igpo_jax.lm_eval import DiffusionHarnessModel
 from igpo_jax.run.metrics import read_rows
 from tiny_llada import one_device
-from tokenizer_files import write_tokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
-WEIGHTS = ROOT / "tests" / "model" / "fixtures" / "llada_tiny" / "bf16_sharded"
 LENGTHS = {"completion_length": 8, "block_length": 4, "steps": 8}
 TASK = """
 task: own
@@ -40,14 +37,6 @@ generation_kwargs: {{until: []}}
 filter_list: [{{name: answer, filter: [{{function: regex, regex_pattern: "{pattern}"}}, {{function: take_first}}]}}]
 metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
 """
-
-
-@pytest.fixture(scope="module")
-def llada(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("llada") / "hf"
-    shutil.copytree(WEIGHTS, folder)
-    write_tokenizer(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
