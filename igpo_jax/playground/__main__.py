@@ -8,7 +8,7 @@ run. --help lists all options.
 from igpo_jax.runtime import interrupts
 
 if __name__ == "__main__":  # before the slow imports
-    interrupts.install("the playground has ended")
+    interrupts.install()
 
 import sys
 from typing import Any

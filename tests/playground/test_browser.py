@@ -334,13 +334,14 @@ def test_twenty_at_once_are_queued_with_their_place_shown_and_all_are_served(vis
     for page in pages:
         page.get_by_label("Two settings").check()
         ask(page)
-        if page is pages[0]:  # on a busy machine, another page's request could overtake it
-            expect(page.locator("#panels .canvas").first.locator(".token")).to_have_count(16, timeout=60_000)
+        if page is pages[0]:  # on a busy machine, another page's request could overtake it, and one of its two the other
+            expect(page.locator("#panels .canvas .token")).to_have_count(16, timeout=60_000)
     places = []
     for page in pages:
         expect(page.locator("#panels .status", has_text="Asking")).to_have_count(0)
-        expect(page.locator("#panels .canvas").first.locator(".token") if page is pages[0] else page.locator(
-            "#panels .status", has_text="ahead")).to_have_count(16 if page is pages[0] else 2, timeout=60_000)  # fmt: skip
+        expect(page.locator("#panels .canvas .token")).to_have_count(16 if page is pages[0] else 0)
+        waiting = page.locator("#panels .status", has_text="ahead")
+        expect(waiting).to_have_count(1 if page is pages[0] else 2, timeout=60_000)
         places += [text for text in page.locator("#panels .status").all_text_contents() if "ahead" in text]
     assert sorted(places) == sorted(f"Waiting, {ahead} ahead" for ahead in range(1, 20))
     gate.open()
