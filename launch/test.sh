@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests on this machine, in one process more than it has cores, because tests wait for what they start: bash launch/test.sh [--all] [flags of pytest]
+# Runs the tests on this machine: bash launch/test.sh [--all] [flags of pytest]
+# There is one process more than there are cores, because tests wait for the processes that they start.
 # Without --all, tests that are marked slow are left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
