@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests on this machine: bash launch/test.sh [--all] [flags of pytest]
-# There is one process more than there are cores, because tests wait for the processes that they start.
+# Runs the tests on this machine, one process per core: bash launch/test.sh [--all] [flags of pytest]
 # Without --all, tests that are marked slow are left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,4 +9,4 @@ if [ "${1:-}" = --all ]; then
   marks=""
   shift
 fi
-exec .venv/bin/python -m pytest --numprocesses="$(($(nproc) + 1))" --dist=loadfile --no-loadscope-reorder -m "$marks" "$@"
+exec .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder -m "$marks" "$@"
