@@ -3,6 +3,7 @@
 Runs a command of igpo_jax: `igpo train --config=math.py` is the same as `python -m igpo_jax.train --config=math.py`."""
 
 import difflib
+import itertools
 import os
 import runpy
 import sys
@@ -30,12 +31,13 @@ def names_own_code(arguments: list[str]) -> bool:
     reward. If they name none, nothing may be imported from this folder, because its files may come from an untrusted source.
     Libraries try to import many modules that are not installed, and a file in this folder may have the name of such a
     module."""
-    for argument in arguments:
-        name, _, value = argument.lstrip("-").partition("=")
-        file = value.partition(":")[0]
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        name, equals, value = argument.lstrip("-").partition("=")
         if name in ("trust", "config.task.name", "config.reward.function"):
             return True
-        if name == "config" and "/" not in file and any(os.path.isfile(path) for path in (file, f"{file}.py")):
+        file = os.path.abspath((value if equals else following).partition(":")[0])
+        is_here = os.path.dirname(file) == os.getcwd() and any(map(os.path.isfile, (file, f"{file}.py")))
+        if name == "config" and is_here:
             return True
     return False
 

@@ -68,6 +68,11 @@ def escape_controls(text: str, kept: str = "\n\t") -> str:
     return CONTROL.sub(lambda found: found[0] if found[0] in kept else found[0].encode("unicode_escape").decode(), text)
 
 
+def tell(line: str) -> None:
+    """Prints a line about the progress of a command to stderr, with control characters escaped."""
+    print(escape_controls(line), file=sys.stderr, flush=True)
+
+
 def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], list[str]]) -> None:
     """Calls a command's `main` with the arguments that `parse` returns, and ends the process. If `main` or `parse` exits with a
     message, such as `error: ...`, the message becomes one line of at most `LONGEST` characters. In this message and in log

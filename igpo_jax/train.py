@@ -73,10 +73,7 @@ def train_and_report(experiment: Experiment) -> None:
     cache_compiled_programs()
     if jax.process_index() == 0:
         place = sys.stderr if JSON.value else sys.stdout
-        lines = first_lines(experiment)
-        if (experiment.workdir / "result.json").is_file():
-            lines.append("this run is complete: nothing is trained, and its results follow")
-        print(escape_controls("\n".join(lines)), file=place, flush=True)
+        print(escape_controls("\n".join(first_lines(experiment))), file=place, flush=True)
         for split, number in experiment.dropped.items():
             where = (
                 "held out as well; dropped from sft" if split == "heldout" else f"in the test split, too; dropped from {split}"

@@ -27,7 +27,7 @@ from typing import Any
 
 from absl import flags
 
-from igpo_jax.cli import config_overrides, define_config, escape_controls, parse_flags, run_command
+from igpo_jax.cli import config_overrides, define_config, escape_controls, parse_flags, run_command, tell
 from igpo_jax.compare.arms import (
     SUPERVISED,
     check_arms,
@@ -161,10 +161,6 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def tell(line: str) -> None:
-    print(escape_controls(line), file=sys.stderr, flush=True)
 
 
 def path_of(folder: pathlib.Path, seed: int, arm: str, rl_seed: int) -> pathlib.Path:

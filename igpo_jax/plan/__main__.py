@@ -18,7 +18,7 @@ import sys
 from absl import flags
 
 from igpo_jax import config as configuration
-from igpo_jax.cli import define_config, define_json, escape_controls, parse_flags, run_command
+from igpo_jax.cli import define_config, define_json, escape_controls, parse_flags, run_command, tell
 from igpo_jax.data.buckets import DEFAULT_LENGTHS, read_lengths
 from igpo_jax.plan.advice import plan, remat_choice
 from igpo_jax.plan.devices import topology_devices
@@ -64,10 +64,6 @@ def main(_):
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(escape_controls(json.dumps(result, indent=2) if JSON.value else as_text(result)))
-
-
-def tell(line: str) -> None:
-    print(escape_controls(line), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

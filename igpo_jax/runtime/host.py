@@ -10,7 +10,7 @@ import resource
 import zlib
 
 import jax
-from jax._src import cloud_tpu_init
+from jax._src import cloud_tpu_init  # jax 0.11 has no public name for it
 
 from igpo_jax.runtime.files import user_cache
 

@@ -4,6 +4,7 @@ divergence."""
 import dataclasses
 import functools
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -168,7 +169,8 @@ class Stage:
                 self.checkpoints.wait()
                 size, seconds = sum(leaf.nbytes for leaf in jax.tree.leaves(state.train_state)), time.monotonic() - begin
                 if jax.process_index() == 0:
-                    print(f"the first checkpoint of stage {self.name} has {size / 1e9:.3g} GB: {seconds:.1f} s", flush=True)
+                    told = f"the first checkpoint of stage {self.name} has {size / 1e9:.3g} GB: {seconds:.1f} s"
+                    print(told, file=sys.stderr, flush=True)  # as the progress bar, whose line it interrupts
 
     def evaluate(self, state: IterationState, log: MetricsWriter, heldout=lambda params, check_preemption: {}) -> float:
         """Evaluates the policy on the test problems, logs the accuracy and returns it. The accuracy leaves out completions

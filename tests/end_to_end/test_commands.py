@@ -101,6 +101,15 @@ def test_the_same_command_on_a_finished_run_changes_nothing(command, finished, t
     assert before.keys() == after.keys()
     assert {name for name in before if before[name] != after[name]} <= {"report.html"}  # contains the folder's name
     assert "SFT:" not in again.stderr and "RL:" not in again.stderr  # nothing was trained
+    assert json.loads(command.train(workdir, "--json").stdout) == result(workdir)
+
+
+@pytest.mark.slow
+def test_with_json_a_run_prints_nothing_else_to_stdout(command, tmp_path):
+    flags = ("--config.sft.updates=2", "--config.rl.iterations=1", "--config.rl.prompts=2", "--config.evaluation.problems=8")
+    done = command.train(tmp_path / "run", "--json", *flags)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == result(tmp_path / "run") and "the first checkpoint of stage rl has" in done.stderr
 
 
 def test_evaluate_without_a_run_is_an_error(command, tmp_path):
