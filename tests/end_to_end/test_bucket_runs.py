@@ -253,14 +253,21 @@ SHORT = ("--config.sft.updates=20", "--config.rl.iterations=6", "--config.rl.eva
 SHORT += ("--config.sft.heldout=8", "--config.evaluation.problems=8", "--config.rl.prompts=4", "--config.rl.group_size=4")
 
 
+@pytest.fixture(scope="module")
+def run_of_two(tmp_path_factory) -> pathlib.Path:
+    """Folder of an undisturbed short run of two processes on disk."""
+    folder = tmp_path_factory.mktemp("two")
+    flags = [f"--workdir={folder / 'run'}", *SHORT]
+    codes, printed = ends(start_processes(2, DEVICES // 2, flags, flags, folder=folder), folder)
+    assert codes == [0, 0], printed
+    return folder / "run"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2], ids=["continued by one process", "continued by two processes"])
-def test_a_killed_run_of_two_processes_continues(processes, storage, address, tmp_path):
+def test_a_killed_run_of_two_processes_continues(processes, run_of_two, storage, address, tmp_path):
     """All processes write checkpoints to the bucket, and each has its own copy of the other files. The reference is an
     undisturbed run of two processes on disk. The sums of one process round differently."""
-    local = [f"--workdir={tmp_path / 'local'}", *SHORT]
-    codes, printed = ends(start_processes(2, DEVICES // 2, local, local, folder=tmp_path), tmp_path)
-    assert codes == [0, 0], printed
     flags = [f"--workdir={address}", *SHORT]
     started = start_processes(2, DEVICES // 2, flags, flags, folder=tmp_path)
     signal_at(started[0], address, "rl", 24, signal.SIGKILL)
@@ -269,11 +276,11 @@ def test_a_killed_run_of_two_processes_continues(processes, storage, address, tm
     codes, printed = ends(start_processes(processes, DEVICES // processes, *[flags] * processes, folder=tmp_path), tmp_path)
     assert codes == [0] * processes, printed
     run = local_copy(storage, address, tmp_path / "run")
-    metrics, expected = untimed(run), untimed(tmp_path / "local")
+    metrics, expected = untimed(run), untimed(run_of_two)
     if processes == 2:
         assert metrics == expected
-        assert read_rows(run / "rollouts.jsonl") == read_rows(tmp_path / "local/rollouts.jsonl")
-        sums = [read_metadata(folder / "checkpoints/rl/6")["sums"] for folder in (run, tmp_path / "local")]
+        assert read_rows(run / "rollouts.jsonl") == read_rows(run_of_two / "rollouts.jsonl")
+        sums = [read_metadata(folder / "checkpoints/rl/6")["sums"] for folder in (run, run_of_two)]
         assert sums[0] == sums[1] != {}
     else:
         assert [(row["step"], row["stage"]) for row in metrics] == [(row["step"], row["stage"]) for row in expected]
@@ -282,28 +289,36 @@ def test_a_killed_run_of_two_processes_continues(processes, storage, address, tm
             assert values[0] == pytest.approx(values[1], rel=1e-3), name
 
 
+# Each repetition waits for a second or more, so these shares decide how long the tests take.
 FAULTS = {
-    "unavailable": Network(unavailable=0.2),
-    "cut": Network(cut=0.05),
-    "slow": Network(latency=0.2),
+    "unavailable": Network(unavailable=0.08),
+    "cut": Network(cut=0.03),
+    "slow": Network(latency=0.05),
     "away": Network(),
 }
 
 
+@pytest.fixture(scope="module")
+def short_run(command, tmp_path_factory) -> pathlib.Path:
+    """Folder of an undisturbed short run on disk."""
+    folder = tmp_path_factory.mktemp("short") / "run"
+    done = command.train(folder, *SHORT)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FAULTS)
-def test_a_bucket_with_faults_changes_no_result(kind, command, monkeypatch, tmp_path, tiny_config, mesh):
-    local = command.train(tmp_path / "local", *SHORT)
-    assert local.returncode == 0, local.stderr
+def test_a_bucket_with_faults_changes_no_result(kind, command, short_run, monkeypatch, tmp_path, tiny_config, mesh):
     network, address = FAULTS[kind], f"gs://team/{kind}"
     with storage_emulator(network) as emulator, using(emulator, monkeypatch, tmp_path / "cache", command) as storage:
         process = start(command, tiny_config, address, tmp_path / "log", *SHORT)
         if kind == "away":
             signal_at(process, address, "rl", 22, signal.SIGCONT)
-            network.away_until = time.monotonic() + 60
+            network.away_until = time.monotonic() + 20
         assert process.wait(LIMIT) == 0, (tmp_path / "log").read_text()
         network.unavailable = network.cut = network.latency = 0.0
         run = local_copy(storage, address, tmp_path / "run")
-    assert_same_run(run, tmp_path / "local", mesh)
+    assert_same_run(run, short_run, mesh)
     if kind != "slow":
         assert "requests to the bucket were repeated" in (tmp_path / "log").read_text()
