@@ -1,6 +1,6 @@
 """Length-aligned supervised training of LLaDA-8B-Instruct on concise traces (arXiv 2509.10396, section 4; docs/method.md section 13).
 
-    python -m igpo_jax.rewrite --problems=openr1:OpenR1-Math-220k.parquet --tokenizer=LLaDA-8B-Instruct --output=traces ...
+    python -m igpo_jax.rewrite --problems="openr1:data/OpenR1-Math-220k/data/*.parquet" --output=traces ...
     python -m igpo_jax.train --config=sft_math.py --config.model.path=LLaDA-8B-Instruct \\
         --config.task.sft=jsonl:traces/kept.jsonl --config.task.test=math:data/MATH-500/test.jsonl
     python -m igpo_jax.convert --source=runs/sft_math --target=tuned --format=huggingface   # and math.py from tuned

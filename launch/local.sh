@@ -5,10 +5,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/options.sh
-if [ "${1:-}" = --dry-run ]; then
-  export IGPO_DRY_RUN=1
-  shift
-fi
+case "${1:-}" in
+  --help | -h) help ;;
+  --dry-run) export IGPO_DRY_RUN=1; shift ;;
+esac
 case " $*" in *" --config="* | *" --config "*) ;; *) set -- --config=arithmetic.py "$@" ;; esac
 on dry-run || . launch/venv.sh
 set -- .venv/bin/python -m igpo_jax.train "$@"

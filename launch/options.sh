@@ -12,7 +12,7 @@ options() {
     shift
     case $argument in
       --) only_flags "$@"; training=("$@"); return ;;
-      --help) sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"; exit 0 ;;
+      --help | -h) help ;;
       --*) ;;
       *) fail "$argument is no flag; flags of igpo_jax.train come after --" ;;
     esac
@@ -23,6 +23,11 @@ options() {
     case $argument in *=*) value=${argument#*=} ;; esac
     printf -v "$(variable "$name")" '%s' "$value"
   done
+}
+
+help() { # prints the comment at the top of the script
+  sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"
+  exit 0
 }
 
 only_flags() { # words for igpo_jax.train: each is a flag, or the value of a flag that has no "="

@@ -3,10 +3,11 @@
 # Without --all, tests that are marked slow are left out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. launch/venv.sh
+. launch/options.sh
 marks="not slow"
-if [ "${1:-}" = --all ]; then
-  marks=""
-  shift
-fi
+case "${1:-}" in
+  --help | -h) help ;;
+  --all) marks=""; shift ;;
+esac
+. launch/venv.sh
 exec .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder -m "$marks" "$@"

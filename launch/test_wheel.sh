@@ -3,6 +3,8 @@
 # bash launch/test_wheel.sh. Needs a package index. Environment: PYTHON, the interpreter (3.11 or newer).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. launch/options.sh
+case "${1:-}" in --help | -h) help ;; esac
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 mkdir "$folder/source" "$folder/empty"

@@ -49,9 +49,11 @@ def plan(
     result |= {"slices": slice_count(list(mesh.devices.flat)), "hosts": len(set(gpu_hosts(mesh))) or 1}
     result |= {"mesh": dict(mesh.shape), "model": run.shape_from, "attention": model.attention}
     result |= {"layout": config.sampler.layout, "sampling_mesh": dict(run.sampling_mesh.shape)}
-    result |= {"rollout_chunks": config.rl.rollout_chunks, "microbatches": config.rl.microbatches}
+    microbatches = (config.rl if config.rl.iterations else config.sft).microbatches
+    result |= {"rollout_chunks": config.rl.rollout_chunks, "microbatches": microbatches}
     result |= {"evaluation_batch_size": config.evaluation.batch_size}
-    result |= {"iterations": config.rl.iterations, "checkpoint_gb": checkpoint_bytes(run) / 1e9}
+    result |= {"iterations": config.rl.iterations, "sft_updates": config.sft.updates}
+    result |= {"checkpoint_gb": checkpoint_bytes(run) / 1e9}
     result |= {
         "checkpoints_kept": config.checkpoints_kept,
         "memory_gib": memory,

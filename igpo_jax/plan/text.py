@@ -38,22 +38,30 @@ def as_text(result: dict) -> str:
         "evaluate: the same for a batch of test problems. cast: a copy of the weights in the dtype of computation.",
         "Programs are compiled for the largest of data.prompt_buckets; chunks of shorter prompts take less time.",
     ]
-    if (seconds := iteration_seconds(result["programs"])) is not None:
+    if result["iterations"] and (seconds := iteration_seconds(result["programs"])) is not None:
         parts = [record for record in result["programs"] if record["used"] and record["per_iteration"]]
         terms = " + ".join(f"{record['per_iteration']} x {record['name']}" for record in parts)
         lines.append(f"One iteration, no group all wrong: {terms}, estimated {seconds:.0f} s.")
         if "rollouts" in result:
             lines.append(typical(result, seconds))
             seconds = typical_seconds(result, seconds)
-        hours = f"{result['iterations']:,} iterations take about {seconds * result['iterations'] / 3600:.1f} h"
-        lines.append(f"{hours}, without evaluations and second attempts.")
-    kept = f"the newest {result['checkpoints_kept']} and the best one are kept"
-    lines.append(f"A checkpoint has {result['checkpoint_gb']:.2g} GB; {kept}.")
+        lines.append(f"{duration(result['iterations'], 'iterations', seconds)}, without evaluations and second attempts.")
+    for record in result["programs"]:
+        if record["name"] == "sft" and record["used"] and "estimated_seconds" in record:
+            lines.append(f"{duration(result['sft_updates'], 'supervised updates', record['estimated_seconds'])}.")
+    kept = f"the newest {result['checkpoints_kept']} and the best one are kept, and the next one is written before one is deleted"
+    disk = (result["checkpoints_kept"] + 2) * result["checkpoint_gb"]
+    lines.append(f"A checkpoint has {result['checkpoint_gb']:.2g} GB; {kept}: up to {disk:.2g} GB of disk.")
     if "remat" in result:
         lines += ["", *remat_table(result)]
     lines += ["", verdict(result) + " What would save most:"]
     lines += [f"- about {entry['saves_about_gib']:.2f} GiB: {entry['change']}" for entry in result["advice"]]
     return "\n".join(lines)
+
+
+def duration(number: int, what: str, seconds: float) -> str:
+    """Returns how long `number` steps take. `what` names the steps, and `seconds` is the time of one."""
+    return f"{number:,} {what} take about {number * seconds / 3600:.1f} h"
 
 
 def typical(result: dict, seconds: float) -> str:

@@ -215,6 +215,7 @@ def open_experiment(
             _check_configuration(workdir, configuration.to_json(requested))
             requested = _with_saved_attention(workdir, requested)
             config = configuration.parse(requested)
+        configuration.folder_model(config)  # a missing model is an error before minutes of reading problems
         problems, dropped, _ = load_run_problems(config)
         data = {split: problems_fingerprint(rows) for split, rows in problems.items()}
         _check_data(workdir, data, dropped)

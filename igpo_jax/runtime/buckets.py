@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import fnmatch
 import functools
 import hashlib
 import itertools
@@ -179,6 +180,15 @@ def names_in(folder: Any) -> list[str]:
             return [name.rstrip("/").rpartition("/")[2] for name in files.ls(str(folder), detail=False)]
         except FileNotFoundError:
             return []
+
+
+def matching_files(path: str) -> list[str]:
+    """Returns the paths, in order, of the files whose folder is that of `path` and whose name matches that of `path`, a pattern
+    with *. The folder may be in a bucket. Returns [] if the folder does not exist."""
+    folder, slash, pattern = path.rpartition("/")
+    place = path_of(folder) if is_address(path) else pathlib.Path(folder or slash)
+    names = names_in(place) if is_address(path) else [file.name for file in place.iterdir()] if place.is_dir() else []
+    return [f"{folder}{slash}{name}" for name in sorted(fnmatch.filter(names, pattern))]
 
 
 def read_range(file: Any, begin: int, end: int) -> bytes:

@@ -1,6 +1,7 @@
 """Reads mathematical problems: GSM8K, MATH, AMC, AIME, Minerva, MetaMathQA, OpenR1, and a user's own files.
 
-A source is written as "format:path". Several sources are separated by commas. The files are read by `rows.read_rows`."""
+A source is written as "format:path". The name of the file may be a pattern with *, such as "openr1:data/train-*.parquet".
+Several sources are separated by commas. The files are read by `rows.read_rows`."""
 
 import collections
 import dataclasses
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from igpo_jax.grading.answers import box_spans
+from igpo_jax.runtime.buckets import matching_files
 from igpo_jax.tasks.answer_spans import Span, answer_spans, merged, occurrences
 from igpo_jax.tasks.rows import column, columns_of, is_null, read_rows
 
@@ -40,6 +42,7 @@ DATASETS = {
     "math": ("HuggingFaceH4/MATH-500", "test.jsonl"),
     "metamath": ("meta-math/MetaMathQA", "MetaMathQA-395K.json"),
     "amc": ("AI-MO/aimo-validation-amc", "data/train-00000-of-00001.parquet"),
+    "openr1": ("open-r1/OpenR1-Math-220k", "data/*.parquet"),
 }
 
 
@@ -84,11 +87,22 @@ def download_advice(kind: str) -> str:
     return f"for example, run hf download {dataset} --repo-type dataset --local-dir {name} and give {paths}"
 
 
+def split_sources(text: str) -> list[str]:
+    """Returns the sources in `text`, one per file. Replaces a pattern by the files in its folder that match it, in order. A
+    pattern that no file matches stays as it is."""
+    sources: list[str] = []
+    for source in filter(None, (part.strip() for part in text.split(","))):
+        kind, _, path = source.partition(":")
+        matches = matching_files(path) if "*" in path and not pathlib.Path(path).exists() else []
+        sources += [f"{kind}:{match}" for match in matches] or [source]
+    return sources
+
+
 def load_sources(
     text: str, fields: dict[str, str], max_malformed: int = 0, key: str = "sources"
 ) -> tuple[list[Record], list[SourceCounts]]:
     """Returns the records of all sources in order, and the row counts of each source. `text` lists the sources as
-    "format:path,format:path". `fields` maps id, question, answer and solution to the field names that files of the format jsonl
+    "format:path,format:path", see `split_sources`. `fields` maps id, question, answer and solution to the field names that files of the format jsonl
     use. At most `max_malformed` malformed lines of each file are skipped. If rows of a source are dropped, logs a warning with
     their number. Raises ValueError if a format is unknown. If a file is unusable, raises a ValueError that names the file and
     line. If a file is missing, the message also contains `key` (the key or flag that lists the sources) and tells how to get a
@@ -96,7 +110,7 @@ def load_sources(
     records: dict[str, Record] = {}
     counts: list[SourceCounts] = []
     metamath_questions: set[str] = set()  # many rows share a question
-    for source in filter(None, (part.strip() for part in text.split(","))):
+    for source in split_sources(text):
         kind, colon, path = source.partition(":")
         if not colon or kind not in FORMATS:
             raise ValueError(f"source {source!r} is not format:path, where format is one of {', '.join(FORMATS)}")

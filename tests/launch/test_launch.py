@@ -154,10 +154,11 @@ def test_mistakes_are_told_in_one_line(script, arguments, message):
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("script", ["tpu_vm.sh", "xpk.sh", "slurm.sbatch"])
-def test_help_is_the_comment_at_the_top(script):
-    done = bash(f"launch/{script}", "--help")
-    assert done.returncode == 0 and script in done.stdout and "--workdir" in done.stdout and "#" not in done.stdout
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "xpk.sh", "slurm.sbatch", "local.sh", "test.sh", "test_wheel.sh"])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_is_the_comment_at_the_top(script, flag):
+    done = bash(f"launch/{script}", flag)
+    assert done.returncode == 0 and script in done.stdout and "#" not in done.stdout and not done.stderr
 
 
 def test_a_flag_that_is_0_is_off():

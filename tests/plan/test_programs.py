@@ -138,6 +138,17 @@ def test_a_verdict_names_three_changes_of_the_configuration(mesh, monkeypatch):
     assert "**does not fit**" in text and all(entry["change"] in text for entry in result["advice"])
 
 
+def test_the_time_of_each_stage_and_the_disk_of_checkpoints_are_told():
+    config = {"sft_updates": 20_000, "iterations": 0, "checkpoint_gb": 2.0, "checkpoints_kept": 2}
+    program = {"name": "sft", "used": True, "per_iteration": 0, "estimated_seconds": 0.9, "resident_gib": {}, "peak_gib": 1.0}
+    program |= {"flops": 1.0, "bytes": 1.0, "compile_seconds": 1.0, "received_bytes": {}}
+    device = {"devices": 1, "device": "chip", "slices": 1, "mesh": {"data": 1}, "attention": "xla", "model": "a model"}
+    result = config | device | {"programs": [program], "fits": True, "peak_gib": 1.0, "memory_gib": 2.0, "advice": []}
+    text = as_text(result)
+    assert "20,000 supervised updates take about 5.0 h.\n" in text and "iterations take" not in text
+    assert "A checkpoint has 2 GB; the newest 2 and the best one are kept" in text and "up to 8 GB of disk" in text
+
+
 def test_estimates_are_the_published_peaks(mesh):
     cost = planning.Cost(flops=197e12, bytes=1.0)
     cost.received["all-gather", False] = 100e9

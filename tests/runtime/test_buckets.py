@@ -51,6 +51,14 @@ def test_problems_are_read_from_a_bucket(kind, bucket):
     assert (record.id, record.question, record.answer) == ("one-0", PROBLEM["problem"], "2")
 
 
+def test_a_pattern_means_the_files_of_a_folder_in_a_bucket(bucket):
+    for name in ("train-1.jsonl", "train-0.jsonl", "other.jsonl", "deeper/train-2.jsonl"):
+        bucket.pipe_file(f"gs://team/parts/{name}", json.dumps(PROBLEM | {"problem": name}).encode())
+    records, counts = load_sources("jsonl:gs://team/parts/train-*.jsonl", FIELDS)
+    assert [record.question for record in records] == ["train-0.jsonl", "train-1.jsonl"]
+    assert [count.source for count in counts] == [f"jsonl:gs://team/parts/train-{n}.jsonl" for n in (0, 1)]
+
+
 def test_an_object_is_downloaded_once_and_again_when_it_has_changed(bucket, monkeypatch):
     address, downloads = "gs://team/changing.jsonl", []
     bucket.pipe_file(address, b'{"a": 1}')

@@ -177,6 +177,21 @@ def test_several_sources_are_one_list_with_one_of_each_id(tmp_path):
         load(f"gsm8k:{SAMPLE},gsm8k:{SAMPLE}")
 
 
+def test_a_pattern_means_the_files_of_its_folder_that_match_it(tmp_path):
+    for folder in ("a*", "a1"):  # in the path, * is a character like any other
+        (tmp_path / folder).mkdir()
+    for name in ("a*/train-1.jsonl", "a*/train-0.jsonl", "a*/test-0.jsonl", "a1/train-2.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"question": name, "answer": "5"}))
+    records, counts = load(f"jsonl:{tmp_path}/a*/train-*.jsonl")
+    assert [record.question for record in records] == ["a*/train-0.jsonl", "a*/train-1.jsonl"]
+    assert [count.source for count in counts] == [f"jsonl:{tmp_path}/a*/train-{n}.jsonl" for n in (0, 1)]
+    (tmp_path / "*.jsonl").write_text(json.dumps({"question": "a file of this name", "answer": "5"}))
+    [record] = load(f"jsonl:{tmp_path}/*.jsonl")[0]
+    assert record.question == "a file of this name"
+    with pytest.raises(ValueError, match=r"no data file '.*/\*\.parquet'; .*openr1:data/OpenR1-Math-220k/data/\*\.parquet"):
+        load(f"openr1:{tmp_path}/*.parquet")
+
+
 def test_files_of_the_same_name_have_different_ids_and_own_ids_come_once(tmp_path):
     for folder, rows in (("a", [{"problem": "p", "answer": "1"}]), ("b", [{"problem": "q", "answer": "2"}])):
         (tmp_path / folder).mkdir()
