@@ -21,7 +21,7 @@ import igpo_jax
 from igpo_jax.evaluate.generations import Generation, find_files, protocol_rule, read_generations
 from igpo_jax.runtime.files import as_json_lines, atomic_write, place_name
 from igpo_jax.runtime.progress import progress
-from igpo_jax.runtime.statistics import bootstrap_interval, mcnemar, wilson
+from igpo_jax.runtime.statistics import mcnemar, mean_interval
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import RewardPool
 
@@ -118,8 +118,7 @@ def compare_graders(generations: Sequence[Generation], verdicts: Verdicts) -> di
 
 def accuracy(values: np.ndarray, problems: np.ndarray) -> dict[str, Any]:
     """Returns the accuracy of texts according to one grader: the share of right texts per problem, averaged over problems, with
-    a 95 % confidence interval. The interval is Wilson's if there is one verdict per problem, otherwise a bootstrap interval
-    over problems.
+    a 95 % confidence interval, see `mean_interval`.
 
     values: float [texts], 1 for right, 0 for wrong, NaN for no verdict. problems: int [texts], index of each text's problem."""
     known = ~np.isnan(values)
@@ -128,9 +127,7 @@ def accuracy(values: np.ndarray, problems: np.ndarray) -> dict[str, Any]:
     found = {"verdicts": int(known.sum()), "right": int(values[known].sum()), "accuracy": None, "interval95": None}
     if not means.size:
         return found
-    share = float(means.mean())
-    interval = wilson(share, len(means)) if counts.max() == 1 else bootstrap_interval(means)
-    return found | {"accuracy": share, "interval95": interval}
+    return found | {"accuracy": float(means.mean()), "interval95": mean_interval(means, int(counts.max()))}
 
 
 def paired_test(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:

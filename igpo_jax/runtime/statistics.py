@@ -30,12 +30,20 @@ def problem_means(correct: np.ndarray) -> np.ndarray:
 
 
 def accuracy_interval(correct: np.ndarray) -> list[float]:
-    """Returns the 95 % confidence interval of the mean over problems. This is Wilson's interval if there is one completion per
-    problem, otherwise a bootstrap interval over problems. Problems without a verdict are left out. At least one problem must
-    have a verdict."""
+    """Returns the 95 % confidence interval of the mean over problems, see `mean_interval`. Problems without a verdict are left
+    out. At least one problem must have a verdict."""
     means = problem_means(correct)
-    means = means[~np.isnan(means)]
-    return bootstrap_interval(means) if correct.shape[1] > 1 else wilson(float(means.mean()), len(means))
+    return mean_interval(means[~np.isnan(means)], correct.shape[1])
+
+
+def mean_interval(means: np.ndarray, draws: int) -> list[float]:
+    """Returns the 95 % confidence interval of an accuracy. `means`, float [problems], are the shares of right completions of
+    each problem, out of at most `draws`. This is Wilson's interval if there is one completion per problem, or if all problems
+    have the same mean, because the bootstrap would give an interval of width zero. Otherwise, it is a bootstrap interval over
+    problems."""
+    if draws > 1 and np.ptp(means) > 0:
+        return bootstrap_interval(means)
+    return wilson(float(means.mean()), len(means))
 
 
 def bootstrap_interval(values: np.ndarray) -> list[float]:

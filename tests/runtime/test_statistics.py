@@ -153,6 +153,14 @@ def test_with_all_verdicts_the_means_are_plain(problems, draws, seed):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_equal_means_of_several_draws_have_the_interval_of_single_draws(value):
+    correct = np.tile([1.0, 0.0] if value == 0.5 else [value, value], (40, 1))
+    assert accuracy_interval(correct) == wilson(value, 40)
+    low, high = accuracy_interval(correct)
+    assert high - low > 0.08
+
+
 def test_the_bootstrap_covers_as_often_as_it_says():
     draw, held = np.random.default_rng(0), 0
     for _ in range(60):
