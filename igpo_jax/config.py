@@ -14,8 +14,7 @@ from ml_collections import ConfigDict
 
 from igpo_jax.diffusion.corruption import CORRUPTIONS
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.model.fitting import attention_conflict
-from igpo_jax.model.lora import ALL_LINEAR, LoraConfig, check_model_divides, require_multiples
+from igpo_jax.model.lora import ALL_LINEAR, LoraConfig
 from igpo_jax.model.transformer import AUTO, ModelConfig
 from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.objective import ObjectiveConfig
@@ -35,7 +34,6 @@ from igpo_jax.runtime.checks import (
     within,
 )
 from igpo_jax.runtime.files import RENAMED, renamed
-from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.reward_terms import term_error
 from igpo_jax.tokenizers import ids_never_drawn
@@ -417,27 +415,3 @@ def without_new_keys(decode: dict[str, Any]) -> dict[str, Any]:
     """Returns the settings of a sampler without those keys of `NEW_KEYS` that have their default values. Configurations
     of earlier versions lack these keys."""
     return {key: value for key, value in decode.items() if key not in NEW_KEYS or value != getattr(DecodeConfig, key)}
-
-
-def row_lengths(config: Config) -> list[int]:
-    """Returns the lengths in tokens of the sequences that a run computes, one for each prompt bucket. A sequence is a padded
-    prompt and its completion."""
-    return [size + config.sampler.completion_length for size in config.data.prompt_buckets]
-
-
-def check_divisibility(config: Config, model: ModelConfig, mesh) -> None:
-    """Checks that every size that is split over devices is divisible by the number of parts, and that the attention
-    implementation runs on these devices. If a check fails, raises a ValueError that names the conflicting configuration
-    keys."""
-    sft, rl = config.sft, config.rl
-    sizes = {"evaluation.batch_size": config.evaluation.batch_size}
-    if sft.updates:
-        sizes["sft.batch_size / sft.microbatches"] = sft.batch_size // sft.microbatches
-    if rl.iterations:
-        sizes["rl.prompts / rl.microbatches"] = rl.prompts // (rl.microbatches or 1)
-        sizes["rl.prompts * rl.group_size / rl.rollout_chunks"] = rl.prompts // (rl.rollout_chunks or 1) * rl.group_size
-    rows = batch_size_divisor(mesh)
-    require_multiples([(name, size, "mesh.data * mesh.fsdp", rows) for name, size in sizes.items()])
-    check_model_divides(model, mesh, config.lora)
-    conflict = attention_conflict(model.attention, model, mesh.devices.flat[0], row_lengths(config))
-    require(not conflict, f"model.attention={model.attention!r} {conflict}; xla can compute all models on all devices")

@@ -31,7 +31,7 @@ from igpo_jax.rl.hints import inpaint
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import LogProbs, compute_logprobs
 from igpo_jax.rl.update import make_update
-from igpo_jax.run.layout import with_layout
+from igpo_jax.run.layout import check_divisibility, row_lengths, with_layout
 from igpo_jax.run.microbatch_choice import with_microbatches
 from igpo_jax.runtime.buckets import path_of
 from igpo_jax.runtime.checks import present
@@ -106,8 +106,8 @@ def fitted(config: Config, mesh: Mesh, lengths: np.ndarray | None = None) -> Fit
     """Returns the configuration, model and meshes that a real run would use on the devices of `mesh`, see `with_layout`. Raises
     ValueError if a size cannot be divided evenly over the mesh."""
     model, shape_from = planned_model(config)
-    model = fit_to_devices(model, mesh, configuration.row_lengths(config))
-    configuration.check_divisibility(config, model, mesh)
+    model = fit_to_devices(model, mesh, row_lengths(config))
+    check_divisibility(config, model, mesh)
     config, sampling_mesh = with_layout(with_microbatches(config, model, mesh), model, mesh, lengths)
     return Fitted(config, model, mesh, sampling_mesh, shape_from)
 

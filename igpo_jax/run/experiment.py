@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
 from igpo_jax.chat import completion_text
-from igpo_jax.config import Config, check_divisibility
+from igpo_jax.config import Config
 from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, require_prompts, sft_arrays, take_rows
 from igpo_jax.diffusion.batches import Batching, Requests, complete
 from igpo_jax.grading.reference_code import format_reward
@@ -24,7 +24,7 @@ from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.run.bucket_runs import SETTINGS, run_folder
-from igpo_jax.run.layout import with_layout
+from igpo_jax.run.layout import check_divisibility, row_lengths, with_layout
 from igpo_jax.run.microbatch_choice import with_microbatches
 from igpo_jax.run.missing_files import RESTORE, STAGES, check_identities, check_links, check_stages, has_checkpoints
 from igpo_jax.run.problems import Splits, load_run_problems
@@ -266,7 +266,7 @@ def _with_data(
 ) -> Experiment:
     """Encodes the loaded problems as tokens and returns the complete `Experiment`."""
     tokenizer = run_tokenizer(workdir, config)
-    model = fit_to_devices(configuration.model_config(config, tokenizer), mesh, configuration.row_lengths(config))
+    model = fit_to_devices(configuration.model_config(config, tokenizer), mesh, row_lengths(config))
     check_divisibility(config, model, mesh)
     fit: dict[str, Any] = {"chat": config.tokenizer.chat, "prompt_length": config.data.prompt_buckets[-1]}
     fit |= {"completion_length": config.sampler.completion_length, "overflow": config.data.overflow}

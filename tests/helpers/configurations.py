@@ -10,9 +10,9 @@ import jax
 from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
-from igpo_jax.config import check_divisibility, row_lengths
 from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.plan.programs import fitted, planned_model, programs
+from igpo_jax.run.layout import check_divisibility, row_lengths
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
 from parsers import Finding
