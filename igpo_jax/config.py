@@ -35,6 +35,7 @@ from igpo_jax.runtime.checks import (
 )
 from igpo_jax.runtime.files import RENAMED, renamed
 from igpo_jax.tasks import load_task
+from igpo_jax.tasks.benchmark import BenchmarkConfig, benchmark, default_benchmarks, with_problems
 from igpo_jax.tasks.reward_terms import term_error
 from igpo_jax.tokenizers import ids_never_drawn
 from igpo_jax.training.state import OptimizerConfig
@@ -109,6 +110,10 @@ class EvaluationConfig(DecodeSection):
 
     problems: int = checked(500, at_least(1, most=MOST_PROBLEMS))  # the first ones of the test split
     batch_size: int = checked(128, at_least(0, most=MOST_ROWS))  # problems; 0: as many as fit into memory, see run/layout.py
+    # Further test sets. evaluation.benchmarks.NAME has the keys of benchmarks.NAME in the section Evaluations below. Each
+    # evaluation of the run also evaluates these, with the sampler of this section. Those of the task math without a file are
+    # left out.
+    benchmarks: dict[str, BenchmarkConfig] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,17 +230,26 @@ RL_KEYS += tuple(f"sampler.{field.name}" for field in dataclasses.fields(DecodeC
 def base_config(**task) -> ConfigDict:
     """Returns a configuration with defaults for all keys. `task` contains the keys of the section `task`. They are usually
     created by the function `defaults` of a task's module. Setting an unknown key of the returned configuration raises an
-    error."""
-    return ConfigDict(dataclasses.asdict(Config(task=task, lora=NO_ADAPTERS))).lock()
+    error, except in `evaluation.benchmarks`, which has a key for each benchmark."""
+    config = ConfigDict(dataclasses.asdict(Config(task=task, lora=NO_ADAPTERS))).lock()
+    config.evaluation.benchmarks.unlock()
+    return config
 
 
 def parse(values: ConfigDict) -> Config:
     """Converts a configuration to a `Config`. If a value is invalid, raises a ValueError that names its key."""
     task = values.get("task", {}).get("name", "")
     require(isinstance(task, str), f"task.name={task!r} is no text")
-    config = _build(Config(task=load_task(task).defaults(), lora=NO_ADAPTERS), values.to_dict(), "")
+    given, default = values.to_dict(), Config(task=load_task(task).defaults(), lora=NO_ADAPTERS)
+    section = given.get("evaluation")
+    benchmarks = default_benchmarks(section.get("benchmarks") if isinstance(section, dict) else None)
+    default = dataclasses.replace(default, evaluation=dataclasses.replace(default.evaluation, benchmarks=benchmarks))
+    config = _build(default, given, "")
     lora = _construct(LoraConfig, config.lora, "lora") if config.lora["rank"] else None
-    config = dataclasses.replace(config, task=values.task, lora=lora)
+    used = with_problems({name: vars(part) for name, part in config.evaluation.benchmarks.items()})
+    benchmarks = {name: BenchmarkConfig(**part | {"task": ConfigDict(part["task"])}) for name, part in used.items()}
+    evaluation = dataclasses.replace(config.evaluation, benchmarks=benchmarks)
+    config = dataclasses.replace(config, task=values.task, lora=lora, evaluation=evaluation)
     _check(config)
     return config
 
@@ -293,6 +307,10 @@ def _check(config: Config) -> None:
         size = config.task.get(f"{split}_problems", 1)
         require(not used or size >= 1, f"task.{split}_problems={size} must be at least 1")
         require(size <= MOST_PROBLEMS, f"task.{split}_problems={size} must be at most {MOST_PROBLEMS}")
+    for name, part in config.evaluation.benchmarks.items():
+        size = part.task.get("test_problems", 1)
+        valid = f"evaluation.benchmarks.{name}.task.test_problems={size} must be within [1, {MOST_PROBLEMS}]"
+        require(1 <= size <= MOST_PROBLEMS, valid)
     _check_model(config)
     hides_answers = hints.exclude_answer and hints.policy != "none" and hints.source == "solution"
     unknown = "task.demonstration has {response}, whose answers are not known to stand anywhere"
@@ -384,13 +402,19 @@ def from_json(values: dict[str, Any]) -> ConfigDict:
     files get their default values."""
     values = renamed(values)
     config = base_config(**load_task(values["task"]["name"]).defaults(**values["task"]))
+    for name, part in values.get("evaluation", {}).get("benchmarks", {}).items():
+        config.evaluation.benchmarks[name] = benchmark(load_task(part["task"]["name"]).defaults())
     config.update(values)
     return config
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
-    """Returns a configuration as the JSON value that is written to config.json. Tuples become lists."""
-    return json.loads(json.dumps(config.to_dict()))
+    """Returns a configuration as the JSON value that is written to config.json. Tuples become lists. Benchmarks that are not
+    evaluated, because they have no file, are left out."""
+    values = json.loads(json.dumps(config.to_dict()))
+    if used := with_problems(values.get("evaluation", {}).pop("benchmarks", {})):
+        values["evaluation"]["benchmarks"] = used
+    return values
 
 
 def fingerprint(config: ConfigDict, stage: str = "rl") -> str:
