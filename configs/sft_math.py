@@ -7,8 +7,9 @@
 
 From the paper: the data, rewritten traces of at most 1024 tokens, EOS padding that is trained on, and many epochs, such as a
 hundred. The paper gives no batch size, learning rate or number of traces; these are d1's, with
-adapters of all linear layers: rank 128, learning rate 1e-5 with linear decay, weight decay 0.1, gradient norm 1. Set sft.updates to
-epochs * traces / sft.batch_size.
+adapters of all linear layers: rank 128, learning rate 1e-5 with linear decay, weight decay 0.1, gradient norm 1. For a number of
+epochs, give --config.sft.updates=0 --config.sft.epochs=100. For original traces, cut at the length instead of dropped, give
+--config.data.overflow=truncate.
 
 lora: adapters (the default). full: all parameters.
 """

@@ -81,7 +81,9 @@ class NetworkConfig:
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     prompt_buckets: tuple[int, ...] = checked((256,), ascending_lengths)  # a batch is padded to the smallest length that fits
-    overflow: str = checked("error", one_of("error", "drop"))  # a problem whose prompt or solution does not fit
+    # A problem whose prompt or demonstration does not fit. error: ends the run; drop: is dropped; truncate: a long demonstration is
+    # cut, and a problem with a long prompt is dropped
+    overflow: str = checked("error", one_of("error", "drop", "truncate"))
 
 
 class DecodeSection(DecodeConfig):
@@ -120,7 +122,9 @@ class EvaluationConfig(DecodeSection):
 class SFTConfig:
     """Section `sft` of the configuration: the stage of supervised fine-tuning."""
 
-    updates: int = checked(1000, at_least(0))  # of the parameters; 0: no supervised stage
+    updates: int = checked(1000, at_least(0))  # of the parameters; 0: no supervised stage, unless `epochs` is set
+    # Passes over the training problems, instead of `updates`, which must be 0. 0: `updates` decides
+    epochs: int = checked(0, at_least(0))
     batch_size: int = checked(64, at_least(1, most=MOST_ROWS))  # demonstrations per update
     corruption: str = checked("count", one_of(*CORRUPTIONS))  # how demonstrations are masked, see diffusion/corruption.py
     microbatches: int = checked(1, at_least(1))  # parts of a batch that are computed one after the other, to save memory
@@ -128,6 +132,15 @@ class SFTConfig:
     heldout: int = checked(0, at_least(0))  # problems excluded from training, for the held-out loss
     eval_every: int = checked(0, at_least(0))  # updates between evaluations (held-out loss, test problems); 0: none
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, schedule="cosine", max_grad_norm=1.0)
+
+    @property
+    def enabled(self) -> bool:
+        return self.updates > 0 or self.epochs > 0
+
+    def with_updates(self, problems: int) -> "SFTConfig":
+        """Returns the section with the number of updates that `epochs` passes over the training problems take. As in
+        `data.pipeline.batches`, the problems of an epoch that do not fill a batch are left out."""
+        return dataclasses.replace(self, updates=self.epochs * (problems // self.batch_size)) if self.epochs else self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +233,8 @@ SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta",
 RESUMABLE_KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
 RESUMABLE_KEYS += ("sampler.layout", "rl.rollout_chunks", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
 RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "reward.max_ungraded", "skip_limit", "rl.keep_every")
-UNSET_KEYS = (("model", "base_dtype"), ("inpainting", "tries"), ("rl", "seed"))  # which runs of earlier versions lack
+# Keys that runs of earlier versions lack
+UNSET_KEYS = (("model", "base_dtype"), ("inpainting", "tries"), ("rl", "seed"), ("sft", "epochs"))
 NEW_KEYS = ("top_p", "top_k", "tempered_confidence", "alg_temp")  # of samplers; version 0.1.0 lacks them
 # Sections and keys that do not affect the supervised stage. The arms of a comparison differ only in these.
 RL_KEYS = ("rl", "objective", "inpainting", "task.rl_problems")
@@ -302,8 +316,10 @@ def _check(config: Config) -> None:
         ("rl.keep_every", rl.keep_every, "rl.checkpoint_every", rl.checkpoint_every),
     ):
         require(not number or size % number == 0, f"{rows}={size} is not a multiple of {parts}={number}")
-    require(sft.updates + rl.iterations > 0, "sft.updates=0 and rl.iterations=0 leave nothing to do")
-    for split, used in (("sft", sft.updates), ("rl", rl.iterations), ("test", True)):
+    require(sft.enabled or rl.iterations > 0, "sft.updates=0 and rl.iterations=0 leave nothing to do")
+    both = f"sft.updates={sft.updates} and sft.epochs={sft.epochs} are both given; set one of them to 0"
+    require(not (sft.updates and sft.epochs), both)
+    for split, used in (("sft", sft.enabled), ("rl", rl.iterations), ("test", True)):
         size = config.task.get(f"{split}_problems", 1)
         require(not used or size >= 1, f"task.{split}_problems={size} must be at least 1")
         require(size <= MOST_PROBLEMS, f"task.{split}_problems={size} must be at most {MOST_PROBLEMS}")

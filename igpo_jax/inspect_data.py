@@ -119,7 +119,8 @@ def _lengths(split: str, problems: list[Problem], tokenizer: Tokenizer, config: 
             fits &= tokens <= length  # demonstrations must fit; RL cuts long solutions
         else:
             yield f"  without a solution to cut hints from: {int((tokens == 0).sum())}"
-    handling = {"error": "an error", "drop": "dropped"}[config.data.overflow] if split in ("sft", "rl") else "cut"
+    told = {"error": "an error", "drop": "dropped", "truncate": "cut (solutions) or dropped (prompts)"}
+    handling = told[config.data.overflow] if split in ("sft", "rl") else "cut"
     yield f"  fits: {int(fits.sum())} of {len(fits)} ({fits.mean():.1%}); longer ones are {handling}"
     if split == "rl" and len(shorter := prompts[prompts <= longest]):
         yield from _padding(shorter, config)

@@ -271,6 +271,7 @@ def _with_data(
             sft_data, heldout = _hold_out(kept, sft_data, config)
             repeated = len(kept) - len(sft_data.tokens) - len(heldout.tokens)
             dropped = dropped | ({"heldout": repeated} if repeated else {})
+        config = dataclasses.replace(config, sft=config.sft.with_updates(len(sft_data.tokens)))
     if "rl" in problems:
         rl_data = ProblemSet(*prompt_arrays(problems["rl"], tokenizer, **fit, exclude_answer=exclude))
     # Long test prompts are cut, so that no test problem is dropped.

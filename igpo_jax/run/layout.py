@@ -69,7 +69,7 @@ def check_divisibility(config: Config, model: ModelConfig, mesh) -> None:
     keys."""
     sft, rl = config.sft, config.rl
     sizes = {"evaluation.batch_size": config.evaluation.batch_size}
-    if sft.updates:
+    if sft.enabled:
         sizes["sft.batch_size / sft.microbatches"] = sft.batch_size // sft.microbatches
     if rl.iterations:
         sizes["rl.prompts / rl.microbatches"] = rl.prompts // (rl.microbatches or 1)

@@ -81,7 +81,7 @@ def _load_splits(config: Config) -> tuple[Splits, dict[str, list[Content]], dict
     the same files, these files are read only once."""
     task = load_task(config.task.name)
     content = content_of(task, config.task)
-    stages = {"sft": config.sft.updates > 0, "rl": config.rl.iterations > 0, "test": True}
+    stages = {"sft": config.sft.enabled, "rl": config.rl.iterations > 0, "test": True}
     problems: Splits = {}
     contents: dict[str, list[Content]] = {}
     counts: dict[str, list[SourceCounts]] = {}

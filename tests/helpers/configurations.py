@@ -26,7 +26,7 @@ WORDS = (
     "", "x", "a\nb", "\x00", "none", "full", "dots", "auto", "xla", "cudnn", "splash", "float32", "bfloat16", "schedule", "threshold", "factor",
     "leftmost", "most_confident", "prefix", "dual", "low_confidence", "position_first", "entropy", "random", "chunks", "solution", "own",
     "mean_field", "prompt_masked", "masked", "elbo", "quadrature", "coupled", "trace", "clipped", "wd1", "sequence", "token", "k1", "k3",
-    "completion", "canvas", "constant", "cosine", "linear", "count", "independent", "error", "drop", "char", "bpe", "math", "words", "a:b",
+    "completion", "canvas", "constant", "cosine", "linear", "count", "independent", "error", "drop", "truncate", "char", "bpe", "math", "words", "a:b",
 )  # fmt: skip
 OTHERS = (
     None, True, False, 0, 1, 2.5, "x", "8", (), (1,), (0,), (5, 3), (64, 128), ("query",), ("x",), (None,), (1.5,), (2**40,), {}, {"a": 1},
