@@ -16,7 +16,7 @@ from igpo_jax.diffusion.corruption import CORRUPTIONS
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.lora import ALL_LINEAR, LoraConfig
 from igpo_jax.model.transformer import AUTO, ModelConfig
-from igpo_jax.rl.hints import InpaintingConfig
+from igpo_jax.rl.hints import NOISE_KEYS, InpaintingConfig
 from igpo_jax.rl.objective import ObjectiveConfig
 from igpo_jax.runtime.buckets import require_model
 from igpo_jax.runtime.checks import (
@@ -35,7 +35,7 @@ from igpo_jax.runtime.checks import (
 )
 from igpo_jax.runtime.files import RENAMED, renamed
 from igpo_jax.tasks import load_task
-from igpo_jax.tasks.benchmark import BenchmarkConfig, benchmark, default_benchmarks, with_problems
+from igpo_jax.tasks.benchmark import BenchmarkConfig, benchmark, default_benchmarks, used_benchmarks, with_problems
 from igpo_jax.tasks.reward_terms import term_error
 from igpo_jax.tokenizers import ids_never_drawn
 from igpo_jax.training.state import OptimizerConfig
@@ -138,8 +138,8 @@ class SFTConfig:
         return self.updates > 0 or self.epochs > 0
 
     def with_updates(self, problems: int) -> "SFTConfig":
-        """Returns the section with the number of updates that `epochs` passes over the training problems take. As in
-        `data.pipeline.batches`, the problems of an epoch that do not fill a batch are left out."""
+        """Returns the section with the updates of `epochs` passes over the problems, if it is set. Each leaves out the last
+        problems that do not fill a batch, see `data.pipeline.batches`."""
         return dataclasses.replace(self, updates=self.epochs * (problems // self.batch_size)) if self.epochs else self
 
 
@@ -233,8 +233,8 @@ SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta",
 RESUMABLE_KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
 RESUMABLE_KEYS += ("sampler.layout", "rl.rollout_chunks", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
 RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "reward.max_ungraded", "skip_limit", "rl.keep_every")
-# Keys that runs of earlier versions lack
 UNSET_KEYS = (("model", "base_dtype"), ("inpainting", "tries"), ("rl", "seed"), ("sft", "epochs"))
+UNSET_KEYS += tuple(("inpainting", name) for name in NOISE_KEYS)  # runs of earlier versions lack all of these
 NEW_KEYS = ("top_p", "top_k", "tempered_confidence", "alg_temp")  # of samplers; version 0.1.0 lacks them
 # Sections and keys that do not affect the supervised stage. The arms of a comparison differ only in these.
 RL_KEYS = ("rl", "objective", "inpainting", "task.rl_problems")
@@ -255,14 +255,11 @@ def parse(values: ConfigDict) -> Config:
     task = values.get("task", {}).get("name", "")
     require(isinstance(task, str), f"task.name={task!r} is no text")
     given, default = values.to_dict(), Config(task=load_task(task).defaults(), lora=NO_ADAPTERS)
-    section = given.get("evaluation")
-    benchmarks = default_benchmarks(section.get("benchmarks") if isinstance(section, dict) else None)
+    benchmarks = default_benchmarks(given.get("evaluation"))
     default = dataclasses.replace(default, evaluation=dataclasses.replace(default.evaluation, benchmarks=benchmarks))
     config = _build(default, given, "")
     lora = _construct(LoraConfig, config.lora, "lora") if config.lora["rank"] else None
-    used = with_problems({name: vars(part) for name, part in config.evaluation.benchmarks.items()})
-    benchmarks = {name: BenchmarkConfig(**part | {"task": ConfigDict(part["task"])}) for name, part in used.items()}
-    evaluation = dataclasses.replace(config.evaluation, benchmarks=benchmarks)
+    evaluation = dataclasses.replace(config.evaluation, benchmarks=used_benchmarks(config.evaluation.benchmarks))
     config = dataclasses.replace(config, task=values.task, lora=lora, evaluation=evaluation)
     _check(config)
     return config
@@ -323,10 +320,6 @@ def _check(config: Config) -> None:
         size = config.task.get(f"{split}_problems", 1)
         require(not used or size >= 1, f"task.{split}_problems={size} must be at least 1")
         require(size <= MOST_PROBLEMS, f"task.{split}_problems={size} must be at most {MOST_PROBLEMS}")
-    for name, part in config.evaluation.benchmarks.items():
-        size = part.task.get("test_problems", 1)
-        valid = f"evaluation.benchmarks.{name}.task.test_problems={size} must be within [1, {MOST_PROBLEMS}]"
-        require(1 <= size <= MOST_PROBLEMS, valid)
     _check_model(config)
     hides_answers = hints.exclude_answer and hints.policy != "none" and hints.source == "solution"
     unknown = "task.demonstration has {response}, whose answers are not known to stand anywhere"

@@ -23,6 +23,7 @@ from igpo_jax.grading.reference_code import format_reward
 from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.rl.hints import NOISE_KEYS
 from igpo_jax.run.bucket_runs import SETTINGS, run_folder
 from igpo_jax.run.layout import check_divisibility, row_lengths, with_layout
 from igpo_jax.run.microbatch_choice import with_microbatches
@@ -37,6 +38,7 @@ from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.decontamination import content_of, untested
 from igpo_jax.tasks.grades import Grades, lack_of_verdicts
+from igpo_jax.tasks.noise import with_noise
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool, reward_pool
 from igpo_jax.tasks.reward_terms import reward_terms, weighted_sum
@@ -273,7 +275,9 @@ def _with_data(
             dropped = dropped | ({"heldout": repeated} if repeated else {})
         config = dataclasses.replace(config, sft=config.sft.with_updates(len(sft_data.tokens)))
     if "rl" in problems:
-        rl_data = ProblemSet(*prompt_arrays(problems["rl"], tokenizer, **fit, exclude_answer=exclude))
+        shares = [getattr(config.inpainting, name) for name in NOISE_KEYS]
+        noisy = [with_noise(problem, config.seed, *shares) for problem in problems["rl"]] if any(shares) else problems["rl"]
+        rl_data = ProblemSet(*prompt_arrays(noisy, tokenizer, **fit, exclude_answer=exclude))
     # Long test prompts are cut, so that no test problem is dropped.
     test_data = ProblemSet(*prompt_arrays(problems["test"], tokenizer, **fit | {"overflow": "cut"}, exclude_answer=exclude))
     pool, benchmarks = reward_pool(config.task, config.reward), {}

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from igpo_jax.runtime.checks import MOST_PROBLEMS, MOST_ROWS, at_least, checked, not_negative
+from igpo_jax.runtime.checks import MOST_PROBLEMS, MOST_ROWS, at_least, checked, not_negative, require
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.decontamination import content_of, warn_of_repeats
 from igpo_jax.tasks.problem import Problem
@@ -34,9 +34,11 @@ def with_problems(benchmarks: Mapping[str, Any]) -> dict[str, Any]:
     return {name: part for name, part in benchmarks.items() if part["task"]["name"] != "math" or part["task"].get("test")}
 
 
-def default_benchmarks(benchmarks: Any) -> dict[str, BenchmarkConfig]:
-    """Returns benchmarks with the same names and tasks as in the section `evaluation.benchmarks`, and with default values of all
-    other keys. Returns {} if the section is no dict. Raises ValueError if a benchmark has no valid task."""
+def default_benchmarks(evaluation: Any) -> dict[str, BenchmarkConfig]:
+    """Returns benchmarks with the same names and tasks as in the section `evaluation` of a run's configuration, and with default
+    values of all other keys. Returns {} if the section has no dict of benchmarks. Raises ValueError if a benchmark has no valid
+    task."""
+    benchmarks = evaluation.get("benchmarks") if isinstance(evaluation, dict) else None
     defaults = {}
     for name, part in benchmarks.items() if isinstance(benchmarks, dict) else ():
         task = part.get("task") if isinstance(part, dict) else None
@@ -45,6 +47,18 @@ def default_benchmarks(benchmarks: Any) -> dict[str, BenchmarkConfig]:
             raise ValueError(f"evaluation.benchmarks.{name} has no task; a configuration file makes it with `benchmark`")
         defaults[name] = BenchmarkConfig(task=load_task(module).defaults())
     return defaults
+
+
+def used_benchmarks(benchmarks: Mapping[str, BenchmarkConfig]) -> dict[str, BenchmarkConfig]:
+    """Returns the benchmarks that a run evaluates (see `with_problems`). Their tasks, which are dicts, become ConfigDicts, as the
+    functions of tasks need them. Raises ValueError if the number of generated problems is invalid."""
+    used = {}
+    for name, part in with_problems({name: vars(part) for name, part in benchmarks.items()}).items():
+        size = part["task"].get("test_problems", 1)
+        valid = f"evaluation.benchmarks.{name}.task.test_problems={size} must be within [1, {MOST_PROBLEMS}]"
+        require(1 <= size <= MOST_PROBLEMS, valid)
+        used[name] = BenchmarkConfig(**part | {"task": ConfigDict(part["task"])})
+    return used
 
 
 def load_benchmark(name: str, part: ConfigDict | BenchmarkConfig) -> list[Problem]:
