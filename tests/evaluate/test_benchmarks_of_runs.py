@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from igpo_jax import config as configuration
+from igpo_jax import inspect_data
 from igpo_jax.api import DiffusionLM
 from igpo_jax.evaluate.benchmark import correct_of, run_benchmark
 from igpo_jax.evaluate.protocol import base_evaluation
@@ -43,11 +44,12 @@ def test_verdicts_are_those_of_an_evaluation(tmp_path, monkeypatch):
     (tmp_path / "chance.py").write_text(CHANCE)
     monkeypatch.syspath_prepend(str(tmp_path))
     parts = {"greedy": sums(), "drawn": sums(draws=3, temperature=0.7, problems=7)}
-    experiment = open_experiment(with_benchmarks(tiny(reward__function="chance:reward"), **parts), tmp_path / "run")
+    own = {"reward__function": "chance:reward", "data__prompt_buckets": (9, 16)}
+    experiment = open_experiment(with_benchmarks(tiny(**own), **parts), tmp_path / "run")
     params = experiment.initial_params()
     model = DiffusionLM(experiment.model, params, experiment.tokenizer, experiment.mesh)
     config = base_evaluation()
-    config.update({"batch_size": 16, "prompt_buckets": (9,), "chat": False, "benchmarks": parts})
+    config.update({"batch_size": 16, "prompt_buckets": (9, 16), "chat": False, "benchmarks": parts})
     config.reward.update({"function": "chance:reward"})
     config.decode.update({"completion_length": 16, "block_length": 8, "steps": 8})
     batches = []
@@ -116,6 +118,15 @@ def test_training_problems_of_a_benchmark_are_dropped(tmp_path):
     assert experiment.benchmarks["other"].data.problems[0].question.startswith("Respond in the following format:")
     missing = with_benchmarks(gsm8k(train), other=benchmark(math.defaults(test="gsm8k:nowhere.jsonl")))
     assert error_of(missing, tmp_path / "missing").startswith("benchmark other: ")
+
+
+def test_inspect_data_describes_benchmarks():
+    config = configuration.parse(with_benchmarks(tiny(data__prompt_buckets=(16,)), sums=sums(problems=7)))
+    lines = list(inspect_data.inspect(config, samples=1, lengths=None))
+    begin = next(number for number, line in enumerate(lines) if line.startswith("benchmark sums: 7 problems, fingerprint "))
+    part = lines[begin : lines.index("", begin)]
+    assert part[-1] == "  fits: 7 of 7 (100.0%); longer ones are cut" and not any("solution tokens" in line for line in part)
+    assert any(line.startswith("\n--- benchmark sums: ") for line in lines)
 
 
 @pytest.mark.parametrize("part, words", [
