@@ -14,6 +14,7 @@ smoke: every stage with few steps, for a small model folder: a check of data, fo
 from igpo_jax.config import base_config
 from igpo_jax.model.lora import REFERENCE_CODE_TARGETS
 from igpo_jax.tasks import math
+from igpo_jax.tasks.benchmark import benchmark
 
 VARIANTS = ("lora", "full", "illada", "ref", "smoke")
 
@@ -21,13 +22,19 @@ VARIANTS = ("lora", "full", "illada", "ref", "smoke")
 def get_config(variant="lora"):
     if variant not in VARIANTS:
         raise ValueError(f"math.py has no variant {variant!r}; there are: {', '.join(VARIANTS)}")
-    config = base_config(**math.defaults(rl="metamath:data/MetaMathQA/MetaMathQA-395K.json", test="math:data/MATH-500/test.jsonl"))
+    config = base_config(
+        **math.defaults(rl="metamath:data/MetaMathQA/MetaMathQA-395K.json", test="math:data/MATH-500/test.jsonl")
+    )
     config.model.update({"path": "LLaDA-8B-Instruct", "compute_dtype": "bfloat16", "remat": "full"})
     config.tokenizer.chat = True
     # The best four multiples of 128, which splash attention needs, for GSM8K and MATH (benchmarks/prompt_lengths.py)
     config.data.update({"prompt_buckets": (128, 256, 384, 640), "overflow": "drop"})
     config.sampler.temperature = 1.2
     config.evaluation.batch_size = 0
+    # Evaluated in addition to task.test, if their files are given (--config.evaluation.benchmarks.gsm8k.task.test=gsm8k:PATH)
+    for name in ("gsm8k", "minerva"):
+        config.evaluation.benchmarks[name] = benchmark(math.defaults())
+    config.evaluation.benchmarks.amc = benchmark(math.defaults(), draws=16, temperature=0.1)
     config.sft.update({"updates": 0, "batch_size": 64})
     config.sft.optimizer.update({"learning_rate": 1e-5, "first_moment_dtype": "bfloat16"})
     config.rl.update(

@@ -7,14 +7,16 @@
 
 From the paper: the data, rewritten traces of at most 1024 tokens, EOS padding that is trained on, and many epochs, such as a
 hundred. The paper gives no batch size, learning rate or number of traces; these are d1's, with
-adapters of all linear layers: rank 128, learning rate 1e-5 with linear decay, weight decay 0.1, gradient norm 1. Set sft.updates to
-epochs * traces / sft.batch_size.
+adapters of all linear layers: rank 128, learning rate 1e-5 with linear decay, weight decay 0.1, gradient norm 1. For a number of
+epochs, give --config.sft.updates=0 --config.sft.epochs=100. For original traces, cut at the length instead of dropped, give
+--config.data.overflow=truncate.
 
 lora: adapters (the default). full: all parameters.
 """
 
 from igpo_jax.config import base_config
 from igpo_jax.tasks import math
+from igpo_jax.tasks.benchmark import benchmark
 
 
 def get_config(variant="lora"):
@@ -27,6 +29,10 @@ def get_config(variant="lora"):
     for decode in (config.sampler, config.evaluation):
         decode.update({"completion_length": 1024, "block_length": 32, "steps": 512})
     config.evaluation.update({"problems": 500, "batch_size": 64})
+    # Evaluated in addition to task.test, if their files are given (--config.evaluation.benchmarks.gsm8k.task.test=gsm8k:PATH)
+    for name in ("gsm8k", "minerva"):
+        config.evaluation.benchmarks[name] = benchmark(math.defaults())
+    config.evaluation.benchmarks.amc = benchmark(math.defaults(), draws=16, temperature=0.1)
     config.sft.update({"updates": 20_000, "batch_size": 64, "microbatches": 4, "corruption": "independent"})
     config.sft.update({"checkpoint_every": 250, "heldout": 256, "eval_every": 2000})
     config.sft.optimizer.update({"learning_rate": 1e-5, "schedule": "linear", "weight_decay": 0.1, "max_grad_norm": 1.0})

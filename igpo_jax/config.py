@@ -14,10 +14,9 @@ from ml_collections import ConfigDict
 
 from igpo_jax.diffusion.corruption import CORRUPTIONS
 from igpo_jax.diffusion.unmasking import DecodeConfig
-from igpo_jax.model.fitting import attention_conflict
-from igpo_jax.model.lora import ALL_LINEAR, LoraConfig, check_model_divides, require_multiples
+from igpo_jax.model.lora import ALL_LINEAR, LoraConfig
 from igpo_jax.model.transformer import AUTO, ModelConfig
-from igpo_jax.rl.hints import InpaintingConfig
+from igpo_jax.rl.hints import NOISE_KEYS, InpaintingConfig
 from igpo_jax.rl.objective import ObjectiveConfig
 from igpo_jax.runtime.buckets import require_model
 from igpo_jax.runtime.checks import (
@@ -35,8 +34,8 @@ from igpo_jax.runtime.checks import (
     within,
 )
 from igpo_jax.runtime.files import RENAMED, renamed
-from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.tasks import load_task
+from igpo_jax.tasks.benchmark import BenchmarkConfig, benchmark, default_benchmarks, used_benchmarks, with_problems
 from igpo_jax.tasks.reward_terms import term_error
 from igpo_jax.tokenizers import ids_never_drawn
 from igpo_jax.training.state import OptimizerConfig
@@ -82,7 +81,9 @@ class NetworkConfig:
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     prompt_buckets: tuple[int, ...] = checked((256,), ascending_lengths)  # a batch is padded to the smallest length that fits
-    overflow: str = checked("error", one_of("error", "drop"))  # a problem whose prompt or solution does not fit
+    # A problem whose prompt or demonstration does not fit. error: ends the run; drop: is dropped; truncate: a long demonstration is
+    # cut, and a problem with a long prompt is dropped
+    overflow: str = checked("error", one_of("error", "drop", "truncate"))
 
 
 class DecodeSection(DecodeConfig):
@@ -111,13 +112,19 @@ class EvaluationConfig(DecodeSection):
 
     problems: int = checked(500, at_least(1, most=MOST_PROBLEMS))  # the first ones of the test split
     batch_size: int = checked(128, at_least(0, most=MOST_ROWS))  # problems; 0: as many as fit into memory, see run/layout.py
+    # Further test sets. evaluation.benchmarks.NAME has the keys of benchmarks.NAME in the section Evaluations below. Each
+    # evaluation of the run also evaluates these, with the sampler of this section. Those of the task math without a file are
+    # left out.
+    benchmarks: dict[str, BenchmarkConfig] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class SFTConfig:
     """Section `sft` of the configuration: the stage of supervised fine-tuning."""
 
-    updates: int = checked(1000, at_least(0))  # of the parameters; 0: no supervised stage
+    updates: int = checked(1000, at_least(0))  # of the parameters; 0: no supervised stage, unless `epochs` is set
+    # Passes over the training problems, instead of `updates`, which must be 0. 0: `updates` decides
+    epochs: int = checked(0, at_least(0))
     batch_size: int = checked(64, at_least(1, most=MOST_ROWS))  # demonstrations per update
     corruption: str = checked("count", one_of(*CORRUPTIONS))  # how demonstrations are masked, see diffusion/corruption.py
     microbatches: int = checked(1, at_least(1))  # parts of a batch that are computed one after the other, to save memory
@@ -125,6 +132,15 @@ class SFTConfig:
     heldout: int = checked(0, at_least(0))  # problems excluded from training, for the held-out loss
     eval_every: int = checked(0, at_least(0))  # updates between evaluations (held-out loss, test problems); 0: none
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, schedule="cosine", max_grad_norm=1.0)
+
+    @property
+    def enabled(self) -> bool:
+        return self.updates > 0 or self.epochs > 0
+
+    def with_updates(self, problems: int) -> "SFTConfig":
+        """Returns the section with the updates of `epochs` passes over the problems, if it is set. Each leaves out the last
+        problems that do not fill a batch, see `data.pipeline.batches`."""
+        return dataclasses.replace(self, updates=self.epochs * (problems // self.batch_size)) if self.epochs else self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +233,8 @@ SHAPE_KEYS = ("width", "layers", "heads", "kv_heads", "mlp_width", "rope_theta",
 RESUMABLE_KEYS = ("mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat", "model.attention", "model.head_chunk")
 RESUMABLE_KEYS += ("sampler.layout", "rl.rollout_chunks", "rl.microbatches", "sft.microbatches", "evaluation.batch_size")
 RESUMABLE_KEYS += ("reward.workers", "reward.deadline_seconds", "reward.max_ungraded", "skip_limit", "rl.keep_every")
-UNSET_KEYS = (("model", "base_dtype"), ("inpainting", "tries"), ("rl", "seed"))  # which runs of earlier versions lack
+UNSET_KEYS = (("model", "base_dtype"), ("inpainting", "tries"), ("rl", "seed"), ("sft", "epochs"))
+UNSET_KEYS += tuple(("inpainting", name) for name in NOISE_KEYS)  # runs of earlier versions lack all of these
 NEW_KEYS = ("top_p", "top_k", "tempered_confidence", "alg_temp")  # of samplers; version 0.1.0 lacks them
 # Sections and keys that do not affect the supervised stage. The arms of a comparison differ only in these.
 RL_KEYS = ("rl", "objective", "inpainting", "task.rl_problems")
@@ -227,17 +244,23 @@ RL_KEYS += tuple(f"sampler.{field.name}" for field in dataclasses.fields(DecodeC
 def base_config(**task) -> ConfigDict:
     """Returns a configuration with defaults for all keys. `task` contains the keys of the section `task`. They are usually
     created by the function `defaults` of a task's module. Setting an unknown key of the returned configuration raises an
-    error."""
-    return ConfigDict(dataclasses.asdict(Config(task=task, lora=NO_ADAPTERS))).lock()
+    error, except in `evaluation.benchmarks`, which has a key for each benchmark."""
+    config = ConfigDict(dataclasses.asdict(Config(task=task, lora=NO_ADAPTERS))).lock()
+    config.evaluation.benchmarks.unlock()
+    return config
 
 
 def parse(values: ConfigDict) -> Config:
     """Converts a configuration to a `Config`. If a value is invalid, raises a ValueError that names its key."""
     task = values.get("task", {}).get("name", "")
     require(isinstance(task, str), f"task.name={task!r} is no text")
-    config = _build(Config(task=load_task(task).defaults(), lora=NO_ADAPTERS), values.to_dict(), "")
+    given, default = values.to_dict(), Config(task=load_task(task).defaults(), lora=NO_ADAPTERS)
+    benchmarks = default_benchmarks(given.get("evaluation"))
+    default = dataclasses.replace(default, evaluation=dataclasses.replace(default.evaluation, benchmarks=benchmarks))
+    config = _build(default, given, "")
     lora = _construct(LoraConfig, config.lora, "lora") if config.lora["rank"] else None
-    config = dataclasses.replace(config, task=values.task, lora=lora)
+    evaluation = dataclasses.replace(config.evaluation, benchmarks=used_benchmarks(config.evaluation.benchmarks))
+    config = dataclasses.replace(config, task=values.task, lora=lora, evaluation=evaluation)
     _check(config)
     return config
 
@@ -290,8 +313,10 @@ def _check(config: Config) -> None:
         ("rl.keep_every", rl.keep_every, "rl.checkpoint_every", rl.checkpoint_every),
     ):
         require(not number or size % number == 0, f"{rows}={size} is not a multiple of {parts}={number}")
-    require(sft.updates + rl.iterations > 0, "sft.updates=0 and rl.iterations=0 leave nothing to do")
-    for split, used in (("sft", sft.updates), ("rl", rl.iterations), ("test", True)):
+    require(sft.enabled or rl.iterations > 0, "sft.updates=0 and rl.iterations=0 leave nothing to do")
+    both = f"sft.updates={sft.updates} and sft.epochs={sft.epochs} are both given; set one of them to 0"
+    require(not (sft.updates and sft.epochs), both)
+    for split, used in (("sft", sft.enabled), ("rl", rl.iterations), ("test", True)):
         size = config.task.get(f"{split}_problems", 1)
         require(not used or size >= 1, f"task.{split}_problems={size} must be at least 1")
         require(size <= MOST_PROBLEMS, f"task.{split}_problems={size} must be at most {MOST_PROBLEMS}")
@@ -386,13 +411,19 @@ def from_json(values: dict[str, Any]) -> ConfigDict:
     files get their default values."""
     values = renamed(values)
     config = base_config(**load_task(values["task"]["name"]).defaults(**values["task"]))
+    for name, part in values.get("evaluation", {}).get("benchmarks", {}).items():
+        config.evaluation.benchmarks[name] = benchmark(load_task(part["task"]["name"]).defaults())
     config.update(values)
     return config
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:
-    """Returns a configuration as the JSON value that is written to config.json. Tuples become lists."""
-    return json.loads(json.dumps(config.to_dict()))
+    """Returns a configuration as the JSON value that is written to config.json. Tuples become lists. Benchmarks that are not
+    evaluated, because they have no file, are left out."""
+    values = json.loads(json.dumps(config.to_dict()))
+    if used := with_problems(values.get("evaluation", {}).pop("benchmarks", {})):
+        values["evaluation"]["benchmarks"] = used
+    return values
 
 
 def fingerprint(config: ConfigDict, stage: str = "rl") -> str:
@@ -417,27 +448,3 @@ def without_new_keys(decode: dict[str, Any]) -> dict[str, Any]:
     """Returns the settings of a sampler without those keys of `NEW_KEYS` that have their default values. Configurations
     of earlier versions lack these keys."""
     return {key: value for key, value in decode.items() if key not in NEW_KEYS or value != getattr(DecodeConfig, key)}
-
-
-def row_lengths(config: Config) -> list[int]:
-    """Returns the lengths in tokens of the sequences that a run computes, one for each prompt bucket. A sequence is a padded
-    prompt and its completion."""
-    return [size + config.sampler.completion_length for size in config.data.prompt_buckets]
-
-
-def check_divisibility(config: Config, model: ModelConfig, mesh) -> None:
-    """Checks that every size that is split over devices is divisible by the number of parts, and that the attention
-    implementation runs on these devices. If a check fails, raises a ValueError that names the conflicting configuration
-    keys."""
-    sft, rl = config.sft, config.rl
-    sizes = {"evaluation.batch_size": config.evaluation.batch_size}
-    if sft.updates:
-        sizes["sft.batch_size / sft.microbatches"] = sft.batch_size // sft.microbatches
-    if rl.iterations:
-        sizes["rl.prompts / rl.microbatches"] = rl.prompts // (rl.microbatches or 1)
-        sizes["rl.prompts * rl.group_size / rl.rollout_chunks"] = rl.prompts // (rl.rollout_chunks or 1) * rl.group_size
-    rows = batch_size_divisor(mesh)
-    require_multiples([(name, size, "mesh.data * mesh.fsdp", rows) for name, size in sizes.items()])
-    check_model_divides(model, mesh, config.lora)
-    conflict = attention_conflict(model.attention, model, mesh.devices.flat[0], row_lengths(config))
-    require(not conflict, f"model.attention={model.attention!r} {conflict}; xla can compute all models on all devices")

@@ -29,7 +29,7 @@ from igpo_jax.data.buckets import best_buckets, padding_share, rollout_batches
 from igpo_jax.data.pipeline import encode_question, hintable_tokens
 from igpo_jax.model.attention import LANES
 from igpo_jax.run.experiment import run_tokenizer, train_tokenizer
-from igpo_jax.run.problems import load_run_problems
+from igpo_jax.run.problems import BENCHMARK, load_run_problems
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import atomic_write
 from igpo_jax.tasks import load_task
@@ -63,6 +63,7 @@ def inspect(config: Config, samples: int, lengths: str | None) -> Iterator[str]:
     problems, dropped, counts = load_run_problems(config)
     require(lengths is None or "rl" in problems, f"--lengths={lengths}: the configuration has no RL problems")
     content = content_of(task, config.task)
+    benchmarks = " or a benchmark" if config.evaluation.benchmarks else ""
     with (
         tempfile.TemporaryDirectory() as folder,
         interrupts.before_end(functools.partial(shutil.rmtree, folder, ignore_errors=True)),
@@ -74,8 +75,9 @@ def inspect(config: Config, samples: int, lengths: str | None) -> Iterator[str]:
             yield f"{split}: {len(rows)} problems, fingerprint {problems_fingerprint(rows)}"
             yield from _files(split, rows, counts.get(split, []), tokenizer, config)
             if split in dropped:
-                yield f"  dropped because the test split has them, too: {dropped[split]}"
-            if repeated := repeats([content(problem) for problem in rows]):
+                yield f"  dropped because the test split{benchmarks} has them, too: {dropped[split]}"
+            repeated = 0 if split.startswith(BENCHMARK) else repeats([content(problem) for problem in rows])
+            if repeated:
                 yield f"  with the question of an earlier problem (kept): {repeated}"
             yield from _lengths(split, rows, tokenizer, config, lengths)
             yield ""
@@ -109,7 +111,7 @@ def _lengths(split: str, problems: list[Problem], tokenizer: Tokenizer, config: 
     longest, length = config.data.prompt_buckets[-1], config.sampler.completion_length
     fits = prompts <= longest
     yield from _histogram("prompt tokens", prompts, longest)
-    if split != "test":
+    if split in ("sft", "rl"):
         solutions = (problem.demonstration if split == "sft" else problem.trace for problem in problems)
         tokens = np.array([len(tokenizer.encode(solution)) for solution in solutions])
         yield from _histogram("solution tokens", tokens, length)
@@ -117,7 +119,8 @@ def _lengths(split: str, problems: list[Problem], tokenizer: Tokenizer, config: 
             fits &= tokens <= length  # demonstrations must fit; RL cuts long solutions
         else:
             yield f"  without a solution to cut hints from: {int((tokens == 0).sum())}"
-    handling = {"error": "an error", "drop": "dropped"}[config.data.overflow] if split != "test" else "cut"
+    told = {"error": "an error", "drop": "dropped", "truncate": "cut (solutions) or dropped (prompts)"}
+    handling = told[config.data.overflow] if split in ("sft", "rl") else "cut"
     yield f"  fits: {int(fits.sum())} of {len(fits)} ({fits.mean():.1%}); longer ones are {handling}"
     if split == "rl" and len(shorter := prompts[prompts <= longest]):
         yield from _padding(shorter, config)

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from igpo_jax.config import Config, MeshConfig, RewardConfig
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.tasks import TASKS
+from igpo_jax.tasks.benchmark import BenchmarkConfig
 
 EVALUATIONS = "igpo_jax.evaluate.protocol"  # not imported, because only the commands may import each other
 PUZZLES = "igpo_jax.tasks.puzzles", "puzzle_defaults"  # has the keys that several tasks share
@@ -28,7 +29,11 @@ def describe(values: ConfigDict) -> list[tuple[str, Any, str]]:
     """Returns (key, value, meaning) for each key of the configuration of a run, or of an evaluation, in the order of the source
     code. Keys are dotted, such as "rl.optimizer.b2". The meaning is "" if the source code says nothing about a key, which is
     possible for the keys of a user's own task."""
-    known = _evaluation_meanings(values) if "benchmarks" in values else _task_meanings(values.task, "task.") | _fields(Config)
+    if "benchmarks" in values:
+        known = _evaluation_meanings(values)
+    else:
+        known = _task_meanings(values.task, "task.") | _fields(Config)
+        known |= _benchmark_meanings(values.get("evaluation", {}).get("benchmarks", {}), "evaluation.benchmarks.")
     places = {key: place for place, key in enumerate(known)}
     items = sorted(_leaves(values), key=lambda item: places.get(item[0], len(places)))
     return [(key, value, known.get(key, "")) for key, value in items]
@@ -45,9 +50,13 @@ def _leaves(section: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _evaluation_meanings(values: ConfigDict) -> dict[str, str]:
     known = comments(EVALUATIONS, "base_evaluation") | _fields(DecodeConfig, "decode.")
     known |= _fields(RewardConfig, "reward.") | _fields(MeshConfig, "mesh.")
-    for name, part in values.benchmarks.items():
-        prefix = f"benchmarks.{name}."
-        known |= _prefixed(comments(EVALUATIONS, "benchmark"), prefix) | _task_meanings(part.task, f"{prefix}task.")
+    return known | _benchmark_meanings(values.benchmarks, "benchmarks.")
+
+
+def _benchmark_meanings(benchmarks: ConfigDict, prefix: str) -> dict[str, str]:
+    known: dict[str, str] = {}
+    for name, part in benchmarks.items():
+        known |= _fields(BenchmarkConfig, f"{prefix}{name}.") | _task_meanings(part.task, f"{prefix}{name}.task.")
     return known
 
 
@@ -70,7 +79,7 @@ def _fields(cls: type, prefix: str = "") -> dict[str, str]:
     for field in dataclasses.fields(cls):
         kind, name = kinds[field.name], prefix + field.name
         section: Any = next((part for part in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(part)), None)
-        if section is not None:
+        if section is not None and typing.get_origin(kind) is not dict:
             found |= _fields(section, f"{name}.")
         else:
             meaning = own.get(field.name, "").removesuffix(".")

@@ -74,10 +74,9 @@ def train_and_report(experiment: Experiment) -> None:
     if jax.process_index() == 0:
         place = sys.stderr if JSON.value else sys.stdout
         print(escape_controls("\n".join(first_lines(experiment))), file=place, flush=True)
+        tested = "the test split or a benchmark" if experiment.benchmarks else "the test split"
         for split, number in experiment.dropped.items():
-            where = (
-                "held out as well; dropped from sft" if split == "heldout" else f"in the test split, too; dropped from {split}"
-            )
+            where = "held out as well; dropped from sft" if split == "heldout" else f"in {tested}, too; dropped from {split}"
             print(escape_controls(f"{number} training problems are {where}"), file=place, flush=True)
     try:
         train(experiment)

@@ -125,7 +125,7 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
         """Restricts the calling thread, and the processes that it starts, to some of the machine's CPU cores."""
         os.sched_setaffinity(0, shares.get())
 
-    supervised = [(seed, SUPERVISED, 0) for seed in seeds] if CONFIG.value.sft.updates else []
+    supervised = [(seed, SUPERVISED, 0) for seed in seeds] if CONFIG.value.sft.updates or CONFIG.value.sft.epochs else []
     # With one RL seed of all stages, all arms can be compared; the further ones make the intervals narrower.
     stages = [supervised, [(seed, arm, rl_seed) for rl_seed in range(RL_SEEDS.value) for seed in seeds for arm in arms]]
     runs = sum(stages, [])

@@ -53,7 +53,7 @@ def prompt_arrays(
     prompt_length: int,
     completion_length: int,
     exclude_answer: bool,  # hints end before a trace's last answer span and show no tokens of any span
-    overflow: str,  # "error" or "drop" (see `_fitting`), or "cut", which keeps the last tokens of a long prompt
+    overflow: str,  # data.overflow (see `_fitting`), or "cut", which keeps the last tokens of a long prompt
 ) -> tuple[list[Problem], PromptBatch]:
     """Tokenizes problems. Returns a list of the problems whose prompts fit into `prompt_length` tokens, and a `PromptBatch`
     with one row for each of these problems."""
@@ -112,9 +112,13 @@ def sft_arrays(
 ) -> tuple[list[Problem], SFTBatch]:
     """Tokenizes problems for supervised fine-tuning. Returns a list of the problems whose prompt and demonstration fit, and an
     `SFTBatch` with one row for each of these problems. The arguments are those of `prompt_arrays`, except that `overflow`
-    cannot be "cut"."""
+    cannot be "cut". If it is "truncate", demonstrations are cut to `completion_length` tokens, so that they have no end."""
     end = encode_end_of_turn(tokenizer) if chat else []
     encoded = [(encode_question(p, tokenizer, chat), tokenizer.encode(p.demonstration) + end) for p in problems]
+    if overflow == "truncate":
+        long = sum(len(ids) > completion_length for _, ids in encoded)
+        log.warning("%d of %d solutions are cut to %d tokens (data.overflow=truncate)", long, len(encoded), completion_length)
+        encoded = [(question, ids[:completion_length]) for question, ids in encoded]
     keep = _fitting(problems, [(len(q), len(d)) for q, d in encoded], prompt_length, completion_length, overflow)
     tokens, prompt_mask = left_padded([encoded[i][0] for i in keep], prompt_length, tokenizer.pad_id)
     completion = np.full((len(keep), completion_length), tokenizer.eos_id, np.int32)
@@ -167,7 +171,7 @@ def _fitting(
         raise ValueError(f"{message}; make room, or set data.overflow=drop")
     if not keep:
         raise ValueError(message)
-    log.warning("%s; dropped (data.overflow=drop)", message)
+    log.warning("%s; dropped (data.overflow=%s)", message, overflow)
     return keep
 
 

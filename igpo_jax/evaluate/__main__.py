@@ -52,7 +52,6 @@ from igpo_jax.evaluate.protocol import (
     base_digest,
     benchmark_protocol,
     decode_config,
-    load_benchmark,
     run_evaluation,
     weights_digest,
 )
@@ -69,6 +68,7 @@ from igpo_jax.runtime.distributed import check_same, raise_on_all_hosts
 from igpo_jax.runtime.files import atomic_write, is_inside, place_name, read_json, require_same_identity
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import make_mesh
+from igpo_jax.tasks.benchmark import load_benchmark
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_terms import reward_terms
 
@@ -209,7 +209,8 @@ def prepare(config: ConfigDict) -> tuple[dict[str, list[Problem]], dict[str, dic
     if not names or set(names) - set(config.benchmarks):
         known = f"--benchmarks={','.join(BENCHMARKS.value)}: there are {', '.join(config.benchmarks)}"
         raise ValueError(f"{known}; give their files as --config.benchmarks.NAME.task.test=FORMAT:PATH")
-    problems = {name: load_benchmark(config, name) for name in names}
+    sections = {name: config.benchmarks[name] for name in names}
+    problems = {name: load_benchmark(name, part)[: part.problems or None] for name, part in sections.items()}
     return problems, {name: benchmark_protocol(config, name, loaded) for name, loaded in problems.items()}
 
 

@@ -15,7 +15,7 @@ from igpo_jax.run.experiment import read_run_config
 from igpo_jax.runtime.buckets import all_files, path_of
 from igpo_jax.runtime.files import read_json, wrap_read_errors
 from igpo_jax.tasks import load_task
-from igpo_jax.tasks.decontamination import content_of, warn_of_repeats
+from igpo_jax.tasks.benchmark import benchmark
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.weights.digest import files_digest, model_files, network_digest
 
@@ -41,20 +41,6 @@ def base_evaluation() -> ConfigDict:
         "benchmarks": {},  # name of a benchmark -> what `benchmark` returns
     }
     return ConfigDict(values)
-
-
-def benchmark(task: dict[str, Any], *, draws: int = 1, temperature: float = 0.0, problems: int = 0) -> ConfigDict:
-    """Returns the configuration of one benchmark. `task` has the same keys as the section `task` in a run's configuration, and
-    `draws` is the number of completions per problem. The benchmark uses the first `problems` problems of the test split, or all
-    problems if `problems` is 0."""
-    return ConfigDict(
-        {
-            "task": task,
-            "draws": draws,  # completions per problem; the accuracy is their average
-            "temperature": temperature,  # with which tokens are drawn; 0: the likeliest tokens
-            "problems": problems,  # the first ones of the test split; 0: all
-        }
-    )
 
 
 def run_evaluation(workdir: str, stage: str | None, section: str = "evaluation", trust: Collection[str] = ()) -> ConfigDict:
@@ -94,20 +80,6 @@ def benchmark_protocol(config: ConfigDict, name: str, problems: Sequence[Problem
     protocol["decode"] = without_new_keys(config.decode.to_dict()) | {"temperature": part["temperature"]}
     prompts = {"chat": config.chat, "prefix": config.prefix, "prompt_length": max(config.prompt_buckets)}
     return protocol | prompts | {"seed": config.seed}
-
-
-def load_benchmark(config: ConfigDict, name: str) -> list[Problem]:
-    """Returns the problems of a benchmark, without their traces (reference solutions). Logs a warning if a problem occurs
-    several times. If the problems cannot be loaded, raises a ValueError that names the benchmark."""
-    part = config.benchmarks[name]
-    task = load_task(part.task.name)
-    try:
-        problems = task.load(part.task, "test", 0)
-    except ValueError as error:
-        raise ValueError(f"benchmark {name}: {error}") from None
-    if part.task.get("test"):
-        warn_of_repeats(f"benchmark {name}", list(map(content_of(task, part.task), problems)))
-    return [dataclasses.replace(p, trace="", answer_spans=()) for p in problems[: part.problems or None]]
 
 
 def weights_digest(origin: dict) -> str:

@@ -31,7 +31,7 @@ from igpo_jax.rl.hints import inpaint
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import LogProbs, compute_logprobs
 from igpo_jax.rl.update import make_update
-from igpo_jax.run.layout import with_layout
+from igpo_jax.run.layout import check_divisibility, row_lengths, with_layout
 from igpo_jax.run.microbatch_choice import with_microbatches
 from igpo_jax.runtime.buckets import path_of
 from igpo_jax.runtime.checks import present
@@ -106,8 +106,8 @@ def fitted(config: Config, mesh: Mesh, lengths: np.ndarray | None = None) -> Fit
     """Returns the configuration, model and meshes that a real run would use on the devices of `mesh`, see `with_layout`. Raises
     ValueError if a size cannot be divided evenly over the mesh."""
     model, shape_from = planned_model(config)
-    model = fit_to_devices(model, mesh, configuration.row_lengths(config))
-    configuration.check_divisibility(config, model, mesh)
+    model = fit_to_devices(model, mesh, row_lengths(config))
+    check_divisibility(config, model, mesh)
     config, sampling_mesh = with_layout(with_microbatches(config, model, mesh), model, mesh, lengths)
     return Fitted(config, model, mesh, sampling_mesh, shape_from)
 
@@ -131,7 +131,7 @@ class Shapes:
         if config.lora is None:
             self.reference: Any = transformer.abstract(in_compute_dtype(model), mesh)
         else:
-            self.reference = abstract_attach(present(self.base), policy.abstract(mesh)) if sft.updates else self.base
+            self.reference = abstract_attach(present(self.base), policy.abstract(mesh)) if sft.enabled else self.base
         self.sft_resident = {"training state": self.sft_state} | frozen
         self.rl_resident = {"training state": self.rl_state, "reference": self.reference} | frozen
         key = jax.eval_shape(lambda: jax.random.key(0))
@@ -160,7 +160,7 @@ def programs(run: Fitted) -> list[Program]:
     """Returns the programs that take most of a training run's time, with the shapes and shardings of their arguments."""
     config, model, mesh, sampling_mesh, _ = run
     shapes, has_rl = Shapes(run), config.rl.iterations > 0
-    evaluates = has_rl or (config.sft.updates > 0 and config.sft.eval_every > 0)
+    evaluates = has_rl or (config.sft.enabled and config.sft.eval_every > 0)
     state, resident = (shapes.rl_state, shapes.rl_resident) if has_rl else (shapes.sft_state, shapes.sft_resident)
     params = shapes.for_sampling(state)
     arguments = shapes.sampling(config.evaluation.batch_size, config.evaluation.decode, params)
@@ -177,11 +177,11 @@ def sft_programs(shapes: Shapes) -> list[Program]:
     """Returns the programs of the supervised stage: the update and the loss on held-out problems. Leaves out the update if the
     run has no supervised stage and the configured batch cannot be split over the mesh."""
     config, sft, mesh, found = shapes.config, shapes.config.sft, shapes.mesh, []
-    if sft.updates or sft.batch_size // sft.microbatches % batch_size_divisor(mesh) == 0:
+    if sft.enabled or sft.batch_size // sft.microbatches % batch_size_divisor(mesh) == 0:
         update = make_sft_update(shapes.sft_optimizer, shapes.policy, sft.corruption, sft.microbatches, mesh)
         arguments = (shapes.sft_state, shapes.sft_batch(sft.batch_size), shapes.key, shapes.base)
-        found.append(Program("sft", update, arguments, {}, sft.updates > 0, mesh))
-    if sft.updates and sft.eval_every and sft.heldout:
+        found.append(Program("sft", update, arguments, {}, sft.enabled, mesh))
+    if sft.enabled and sft.eval_every and sft.heldout:
         rows = config.evaluation.batch_size
         params, mesh = shapes.for_sampling(shapes.sft_state), shapes.sampling_mesh
         masks = Corruption(shapes.rows(jnp.bool_, rows, shapes.length, mesh=mesh), shapes.rows(jnp.float32, rows, mesh=mesh))

@@ -12,6 +12,7 @@ import numpy as np
 from igpo_jax.diffusion.corruption import HELDOUT_LEVELS, heldout_metric
 from igpo_jax.report.style import AXIS, BLUE, COLORS, GREEN, GREY, LAYOUT, ORANGE, PURPLE, RED, SHADES, YELLOW
 from igpo_jax.report.templates import plotly_text
+from igpo_jax.run.metrics import benchmark_accuracies
 from igpo_jax.runtime.statistics import percent, wilson
 
 Row = dict[str, Any]
@@ -280,10 +281,24 @@ def _accuracy_figure(runs: Runs) -> Row | None:
         traces.append(trace)
     if not traces:
         return None
+    if len(runs) == 1:
+        traces += _benchmark_traces(*next(iter(runs.items())))
     layout = _layout(tickformat=".0%", rangemode="tozero")
     if len(runs) == 1:
         layout |= _start_of_rl(*runs.values())
     return {"data": traces, "layout": layout}
+
+
+def _benchmark_traces(run: str, rows: list[Row]) -> list[Row]:
+    """Returns a line of a Plotly figure for the accuracy on each of a run's first benchmarks."""
+    metrics = {name: metric for row in evaluations(rows) for name, metric in benchmark_accuracies(row).items()}
+    traces = []
+    for color, (name, metric) in zip(COLORS[1:], metrics.items(), strict=False):
+        known = [row for row in evaluations(rows) if _finite(row.get(metric))]
+        trace = _trace([row["step"] for row in known], np.array([row[metric] for row in known]), run, plotly_text(name), "rl")
+        style = {"mode": "lines+markers", "line": {"color": color, "width": 1.5}, "marker": {"size": 4, "color": color}}
+        traces.append(trace | style | {"name": plotly_text(name), "legendgroup": plotly_text(name)})
+    return traces
 
 
 def _start_of_rl(rows: list[Row]) -> Row:

@@ -20,11 +20,12 @@ from igpo_jax.runtime.checks import check_fields, checked, not_negative, one_of,
 FREE_TAIL = 30  # REF: the last positions of the canvas never hold hints
 MAX_GAP = 100  # REF: longest stretched gap between chunks
 MAX_STRETCH = 1.5  # REF: largest factor by which gaps are stretched
+NOISE_KEYS = ("number_noise", "operator_noise", "filler_noise")
 CHUNK_KEYS = ("chunk_min", "chunk_max", "round_up", "stretch")
 UNUSED_KEYS = {  # configuration keys that each hint policy does not use
     "chunks": (),
     "prefix": CHUNK_KEYS,
-    "none": ("ratio_min", "ratio_max", "curriculum", "source", "exclude_answer", *CHUNK_KEYS),
+    "none": ("ratio_min", "ratio_max", "curriculum", "source", "exclude_answer", *CHUNK_KEYS, *NOISE_KEYS),
 }
 
 
@@ -50,6 +51,11 @@ class InpaintingConfig:
     tries: int = checked(0, not_negative)
     exclude_answer: bool = True  # hints never show the answer. REF: False, the last chunk is always revealed
     round_up: bool = False  # of N chunks, False reveals floor(ratio * N), at least one. REF: True, N - floor(N * (1 - ratio))
+    # Noise in the solutions, as in the paper's experiment on robustness, see tasks/noise.py: the share of their numbers and of
+    # their operators that are replaced by others, and the share of their words that are followed by meaningless words
+    number_noise: float = checked(0.0, within(0, 1))
+    operator_noise: float = checked(0.0, within(0, 1))  # see `number_noise`
+    filler_noise: float = checked(0.0, within(0, 1))  # see `number_noise`
     stretch: bool = False  # False: hints keep their positions in the trace. REF: True, they are spread over the canvas
     # False: chunks are cut once per problem, ratios are independent, and a group's last completions are replaced. REF: True,
     # chunks are cut for every completion, a group's ratios ascend, and its first completions are replaced.
@@ -65,6 +71,9 @@ class InpaintingConfig:
         require(1 <= self.chunk_min <= self.chunk_max, f"{chunks} must be ordered and at least 1")
         ratios = f"inpainting.ratio_min={self.ratio_min} and inpainting.ratio_max={self.ratio_max}"
         require(0 <= self.ratio_min <= self.ratio_max <= 1, f"{ratios} must be ordered within [0, 1]")
+        noise = ", ".join(f"inpainting.{name}={getattr(self, name)}" for name in NOISE_KEYS if getattr(self, name))
+        unused = f"inpainting.source='own' does not use {noise}; leave out unused keys"
+        require(not noise or self.source == "solution", unused)
         both = self.tries and self.by_completion  # then the first completions of a group have the smallest ratios
         require(not both, f"inpainting.tries={self.tries} does not go with inpainting.by_completion=True; set one of them")
 

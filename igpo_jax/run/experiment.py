@@ -16,18 +16,19 @@ from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
 from igpo_jax.chat import completion_text
-from igpo_jax.config import Config, check_divisibility
+from igpo_jax.config import Config
 from igpo_jax.data.pipeline import PromptBatch, SFTBatch, prompt_arrays, require_prompts, sft_arrays, take_rows
 from igpo_jax.diffusion.batches import Batching, Requests, complete
 from igpo_jax.grading.reference_code import format_reward
 from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.rl.hints import NOISE_KEYS
 from igpo_jax.run.bucket_runs import SETTINGS, run_folder
-from igpo_jax.run.layout import with_layout
+from igpo_jax.run.layout import check_divisibility, row_lengths, with_layout
 from igpo_jax.run.microbatch_choice import with_microbatches
 from igpo_jax.run.missing_files import RESTORE, STAGES, check_identities, check_links, check_stages, has_checkpoints
-from igpo_jax.run.problems import Splits, load_run_problems
+from igpo_jax.run.problems import BENCHMARK, Benchmark, ProblemSet, Splits, load_run_problems
 from igpo_jax.runtime.bucket_folders import share_files
 from igpo_jax.runtime.buckets import is_address
 from igpo_jax.runtime.checks import require
@@ -37,6 +38,7 @@ from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.decontamination import content_of, untested
 from igpo_jax.tasks.grades import Grades, lack_of_verdicts
+from igpo_jax.tasks.noise import with_noise
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool, reward_pool
 from igpo_jax.tasks.reward_terms import reward_terms, weighted_sum
@@ -45,23 +47,6 @@ from igpo_jax.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece, 
 from igpo_jax.training.policy import Policy
 from igpo_jax.weights.digest import network_digest
 from igpo_jax.weights.folders import load_params
-
-
-@dataclasses.dataclass(frozen=True)
-class ProblemSet:
-    """Problems and their encoded prompts in the same order. Prompts are padded to the largest length in data.prompt_buckets."""
-
-    problems: list[Problem]
-    prompts: PromptBatch
-
-    @functools.cached_property
-    def by_id(self) -> dict[int, Problem]:
-        return dict(zip(self.prompts.problem_id.tolist(), self.problems, strict=True))
-
-    def rows_of(self, problem_id: np.ndarray) -> np.ndarray:
-        """Returns the indices in `problems`, int [n], of the problems with the given ids, uint32 [n]."""
-        order = np.argsort(self.prompts.problem_id)
-        return order[np.searchsorted(self.prompts.problem_id, problem_id, sorter=order)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +67,7 @@ class Experiment:
     rl_data: ProblemSet | None
     test_data: ProblemSet
     pool: RewardPool
+    benchmarks: dict[str, Benchmark] = dataclasses.field(default_factory=dict)  # in addition to `test_data`
     accept_loss: bool = False  # continue even if lines of the logs, or all checkpoints of a stage, are missing
     upload: Callable[[], None] = lambda: None  # uploads changed files if the run's folder is in a bucket
 
@@ -132,16 +118,18 @@ class Experiment:
         assert self.rl_data is not None, "rl.iterations is 0"
         return self._grades([self.rl_data.by_id[number] for number in problem_id.tolist()], completions)
 
-    def _grades(self, problems: Sequence[Problem], completions: np.ndarray) -> Callable[[], Grades]:
+    def _grades(
+        self, problems: Sequence[Problem], completions: np.ndarray, pool: RewardPool | None = None
+    ) -> Callable[[], Grades]:
         """Starts grading `completions`, int32 [n, g, l]: g completions of l tokens for each of n problems. Each process grades
-        some of the problems. Returns a function that waits for the grades and gathers them from all processes. All processes
-        must call the returned function at the same point."""
+        some of the problems in its `pool`, by default that of the run. Returns a function that waits for the grades and gathers them from all processes.
+        All processes must call the returned function at the same point."""
         cfg, g = self.config.reward, completions.shape[1]
         terms = reward_terms(cfg.function)
 
         def work(rows: np.ndarray) -> np.ndarray:
             answers = [(problems[row], self.graded_text(tokens)) for row in rows for tokens in completions[row]]
-            verdicts = self.pool(answers)
+            verdicts = (pool or self.pool)(answers)
             form = [format_reward(text) if cfg.format else 0.0 for _, text in answers]
             columns = [
                 [cfg.scale * weighted_sum(terms, v.values) + extra for v, extra in zip(verdicts, form, strict=True)],
@@ -167,27 +155,33 @@ class Experiment:
         """Thread pool with one background thread, which waits for the results of the grading processes."""
         return ThreadPoolExecutor(max_workers=1)
 
-    def lack_of_verdicts(self, grades: Sequence[Grades]) -> str:
+    def lack_of_verdicts(self, grades: Sequence[Grades], benchmark: str = "") -> str:
         """Returns an error message if too many completions have no verdict, otherwise "". The limit is reward.max_ungraded, see
-        `tasks.grades.lack_of_verdicts`. All processes must call this method with the same grades, and get the same result."""
+        `tasks.grades.lack_of_verdicts`. All processes must call this method with the same grades, and get the same result. The
+        grades of a benchmark need its name."""
         counts = {"timeout": sum(int(each.late.sum()) for each in grades)}
         counts["error"] = sum(int(each.broken.sum()) for each in grades)
         total, limit = sum(int(each.sampled.sum()) for each in grades), self.config.reward.max_ungraded
-        text = lack_of_verdicts(counts, total, self.pool.reasons, limit)
-        return text and f"{text} (reward.max_ungraded={limit:g})"
+        pool = self.benchmarks[benchmark].pool if benchmark else self.pool
+        text = lack_of_verdicts(counts, total, pool.reasons, limit)
+        return text and f"{f'benchmark {benchmark}: ' if benchmark else ''}{text} (reward.max_ungraded={limit:g})"
 
-    def verdicts(self, params: Params, check_preemption: Callable[[], None]) -> Grades:
-        """Samples and grades one completion for each test problem. Returns grades [problems, 1]. Must run under
-        `jax.set_mesh(sampling_mesh)`. After every batch, all processes call `check_preemption`, which may raise an
-        exception."""
-        evaluation, test = self.config.evaluation, self.test_data
-        requests = Requests.blank(test.prompts, np.zeros(len(test.problems), np.uint32), self.model, evaluation.decode)
+    def verdicts(self, params: Params, check_preemption: Callable[[], None], benchmark: str = "") -> Grades:
+        """Samples and grades one completion for each test problem, or all draws for each problem of the benchmark with the given
+        name. Returns grades [problems, draws]. Must run under `jax.set_mesh(sampling_mesh)`. After every batch, all processes
+        call `check_preemption`, which may raise an exception."""
+        evaluation = self.config.evaluation
+        test = Benchmark(self.test_data, evaluation.decode, 1, self.pool)
+        test = self.benchmarks[benchmark] if benchmark else test
+        numbers = np.arange(len(test.data.problems) * test.draws)
+        prompts, draw = take_rows(test.data.prompts, numbers // test.draws), (numbers % test.draws).astype(np.uint32)
+        requests = Requests.blank(prompts, draw, self.model, test.decode)
         batching = Batching(self.sampling_mesh, evaluation.batch_size, self.config.data.prompt_buckets)
         completions = np.zeros_like(requests.canvas)
-        for rows, done in complete(params, requests, jax.random.key(0), self.model, evaluation.decode, batching):
+        for rows, done in complete(params, requests, jax.random.key(0), self.model, test.decode, batching):
             completions[rows] = done.tokens
             check_preemption()
-        return self._grades(test.problems, completions[:, None])()
+        return self._grades(test.data.problems, completions.reshape(-1, test.draws, completions.shape[1]), test.pool)()
 
 
 def open_experiment(
@@ -228,7 +222,7 @@ def open_experiment(
             if not config.model.path and not has_checkpoints(workdir):
                 train_tokenizer(problems, workdir, config)
     share_files(workdir, SETTINGS, upload)
-    splits = {f"split {split}": data.get(split, "0") for split in ("sft", "rl", "test")}
+    splits = {f"split {split}": data.get(split, "0") for split in dict.fromkeys(("sft", "rl", "test", *data))}
     check_same({"configuration": fingerprints["rl"]} | splits)
     with raise_on_all_hosts():
         experiment = _with_data(workdir, config, fingerprints, mesh, problems, data, dropped)
@@ -267,7 +261,7 @@ def _with_data(
 ) -> Experiment:
     """Encodes the loaded problems as tokens and returns the complete `Experiment`."""
     tokenizer = run_tokenizer(workdir, config)
-    model = fit_to_devices(configuration.model_config(config, tokenizer), mesh, configuration.row_lengths(config))
+    model = fit_to_devices(configuration.model_config(config, tokenizer), mesh, row_lengths(config))
     check_divisibility(config, model, mesh)
     fit: dict[str, Any] = {"chat": config.tokenizer.chat, "prompt_length": config.data.prompt_buckets[-1]}
     fit |= {"completion_length": config.sampler.completion_length, "overflow": config.data.overflow}
@@ -280,12 +274,21 @@ def _with_data(
             sft_data, heldout = _hold_out(kept, sft_data, config)
             repeated = len(kept) - len(sft_data.tokens) - len(heldout.tokens)
             dropped = dropped | ({"heldout": repeated} if repeated else {})
+        config = dataclasses.replace(config, sft=config.sft.with_updates(len(sft_data.tokens)))
     if "rl" in problems:
-        rl_data = ProblemSet(*prompt_arrays(problems["rl"], tokenizer, **fit, exclude_answer=exclude))
+        shares = [getattr(config.inpainting, name) for name in NOISE_KEYS]
+        noisy = [with_noise(problem, config.seed, *shares) for problem in problems["rl"]] if any(shares) else problems["rl"]
+        rl_data = ProblemSet(*prompt_arrays(noisy, tokenizer, **fit, exclude_answer=exclude))
     # Long test prompts are cut, so that no test problem is dropped.
     test_data = ProblemSet(*prompt_arrays(problems["test"], tokenizer, **fit | {"overflow": "cut"}, exclude_answer=exclude))
+    pool, benchmarks = reward_pool(config.task, config.reward), {}
+    for name, part in config.evaluation.benchmarks.items():
+        encoded = prompt_arrays(problems[BENCHMARK + name], tokenizer, **fit | {"overflow": "cut"}, exclude_answer=exclude)
+        decode = dataclasses.replace(config.evaluation.decode, temperature=part.temperature)
+        benchmarks[name] = Benchmark(ProblemSet(*encoded), decode, part.draws, reward_pool(part.task, config.reward, pool))
     prompts = rl_data.prompts if rl_data else None
-    for split, batch in ("rl", prompts), ("test", test_data.prompts):
+    tested = {BENCHMARK + name: test.data.prompts for name, test in benchmarks.items()} | {"test": test_data.prompts}
+    for split, batch in ({"rl": prompts} | tested).items():
         if batch is not None:
             require_prompts(model.shift, batch.prompt_mask)
             warn_of_no_text(tokenizer, f"problems of the split {split}", _token_ids(batch, batch.trace))
@@ -294,9 +297,8 @@ def _with_data(
             raise ValueError(f"{len(arrays.tokens)} problems do not fill a batch of {key}={size}")
     lengths = prompts.prompt_mask.sum(axis=1) if prompts is not None else None
     config, sampling_mesh = with_layout(with_microbatches(config, model, mesh), model, mesh, lengths)
-    pool = reward_pool(config.task, config.reward)
-    arrays = (sft_data, heldout, rl_data, test_data)
-    return Experiment(workdir, config, fingerprints, data, dropped, tokenizer, model, mesh, sampling_mesh, *arrays, pool)
+    arrays = (sft_data, heldout, rl_data, test_data, pool, benchmarks)
+    return Experiment(workdir, config, fingerprints, data, dropped, tokenizer, model, mesh, sampling_mesh, *arrays)
 
 
 def _identity(stage: str, fingerprints: dict[str, str], data: dict[str, str]) -> dict[str, Any]:
@@ -411,8 +413,9 @@ def _check_configuration(workdir: pathlib.Path, requested_json: dict[str, Any]) 
     try:
         code = named_code(read_json(workdir / "config.json"))
         differing = differing_keys(code, requested_code)
-        if code["task.name"] == requested_code["task.name"]:
-            written = configuration.to_json(read_run_config(workdir, requested_code["task.name"]))
+        tasks = [{key: names for key, names in each.items() if key.endswith("task.name")} for each in (code, requested_code)]
+        if tasks[0] == tasks[1]:
+            written = configuration.to_json(read_run_config(workdir, sum(tasks[1].values(), [])))
             differing = [key for key in differing_keys(written, requested_json) if key not in configuration.RESUMABLE_KEYS]
             if written["data"]["prompt_buckets"][-1:] == requested_json["data"]["prompt_buckets"][-1:]:
                 differing = [key for key in differing if key != "data.prompt_buckets"]  # see `as_begun`

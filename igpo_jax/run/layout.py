@@ -21,10 +21,11 @@ from igpo_jax.diffusion.sampler import refresh_interval
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model import transformer
 from igpo_jax.model.attention import LARGEST_SCORES
-from igpo_jax.model.fitting import ASSUMED_GIB
-from igpo_jax.model.lora import LoraConfig, check_model_divides
+from igpo_jax.model.fitting import ASSUMED_GIB, attention_conflict
+from igpo_jax.model.lora import LoraConfig, check_model_divides, require_multiples
 from igpo_jax.model.sharding import shard_bytes
 from igpo_jax.model.transformer import ModelConfig, forward_flops
+from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.chips import CHIPS, Chip
 from igpo_jax.runtime.mesh import AXES, batch_size_divisor
 from igpo_jax.training.policy import Policy, in_compute_dtype
@@ -54,6 +55,30 @@ class Choice(NamedTuple):
     chunks: int  # rl.rollout_chunks
     seconds: float  # of a rollout; without an RL stage, of a batch of test problems
     memory: float  # bytes that a device holds at most
+
+
+def row_lengths(config: Config) -> list[int]:
+    """Returns the lengths in tokens of the sequences that a run computes, one for each prompt bucket. A sequence is a padded
+    prompt and its completion."""
+    return [size + config.sampler.completion_length for size in config.data.prompt_buckets]
+
+
+def check_divisibility(config: Config, model: ModelConfig, mesh) -> None:
+    """Checks that every size that is split over devices is divisible by the number of parts, and that the attention
+    implementation runs on these devices. If a check fails, raises a ValueError that names the conflicting configuration
+    keys."""
+    sft, rl = config.sft, config.rl
+    sizes = {"evaluation.batch_size": config.evaluation.batch_size}
+    if sft.enabled:
+        sizes["sft.batch_size / sft.microbatches"] = sft.batch_size // sft.microbatches
+    if rl.iterations:
+        sizes["rl.prompts / rl.microbatches"] = rl.prompts // (rl.microbatches or 1)
+        sizes["rl.prompts * rl.group_size / rl.rollout_chunks"] = rl.prompts // (rl.rollout_chunks or 1) * rl.group_size
+    rows = batch_size_divisor(mesh)
+    require_multiples([(name, size, "mesh.data * mesh.fsdp", rows) for name, size in sizes.items()])
+    check_model_divides(model, mesh, config.lora)
+    conflict = attention_conflict(model.attention, model, mesh.devices.flat[0], row_lengths(config))
+    require(not conflict, f"model.attention={model.attention!r} {conflict}; xla can compute all models on all devices")
 
 
 def with_layout(config: Config, model: ModelConfig, mesh: Mesh, lengths: np.ndarray | None = None) -> tuple[Config, Mesh]:

@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import pathlib
+import re
 import socket
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from igpo_jax.runtime.files import as_json_lines, atomic_write, numbered_lines, 
 
 NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of a file system without fsync
 LOGS = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl")
+BENCHMARK_ACCURACY = re.compile("eval/(.+)/accuracy")
 # Description of a valid value -> (keys of rollouts.jsonl with such values, function that checks a value). Earlier versions
 # wrote fewer keys.
 ROLLOUT_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -243,6 +245,12 @@ def is_evaluated(workdir: pathlib.Path, step: int, stage: str) -> bool:
     names = {"metrics.jsonl": "eval/accuracy", "evaluations.jsonl": "correct"} if jax.process_index() == 0 else {}
     found = [(step, stage) in {_place(row) for row in read_log(workdir / name) if key in row} for name, key in names.items()]
     return bool(all_gather_hosts(all(found))[0])
+
+
+def benchmark_accuracies(row: dict[str, Any]) -> dict[str, str]:
+    """Returns {benchmark: name of the metric} for the accuracies on benchmarks in a record of metrics.jsonl."""
+    found = {key: BENCHMARK_ACCURACY.fullmatch(key) for key in row}
+    return {match[1]: key for key, match in found.items() if match and row[key] is not None}
 
 
 def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:

@@ -72,7 +72,10 @@ def _crc_of_beginning(file: pathlib.Path, size: int) -> int:
 
 def check_stages(workdir: pathlib.Path, config: Config, accept_loss: bool) -> None:
     """Calls `check_stage` for each stage of the run. Passes the step of the stage's newest checkpoint as `done`, even if this
-    checkpoint is unreadable."""
+    checkpoint is unreadable. With sft.epochs, the number of updates is unknown before the data is read; then `Stage.restore`
+    makes the only check."""
+    if config.sft.epochs:
+        return
     for stage, total in {"sft": config.sft.updates, "rl": config.rl.iterations}.items():
         if total:
             check_stage(workdir, config, stage, max(steps_in(checkpoints_of(workdir) / stage), default=None), accept_loss)

@@ -17,6 +17,7 @@ from igpo_jax.run.bucket_runs import checkpoints_of, run_folder
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.checkpoint_integrity import steps_in
 from igpo_jax.run.experiment import as_begun, read_run_config, run_tokenizer
+from igpo_jax.run.layout import row_lengths
 from igpo_jax.runtime.buckets import is_folder
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.hub import HUB_ID
@@ -72,7 +73,7 @@ def restore_run(
         moved += f", or, if it is a model of the Hugging Face hub, run hf download {origin}"
     require(not origin or is_folder(origin), moved)
     tokenizer = run_tokenizer(workdir, config)
-    model = fit_to_devices(configuration.model_config(config, tokenizer), mesh, configuration.row_lengths(config))
+    model = fit_to_devices(configuration.model_config(config, tokenizer), mesh, row_lengths(config))
     model = model if quantized else dataclasses.replace(model, base_dtype="")
     check_model_divides(model, mesh, config.lora)
     # A stage that has begun may not have a checkpoint yet.

@@ -13,7 +13,7 @@ import numpy as np
 
 from igpo_jax.config import without_new_keys
 from igpo_jax.run.experiment import Experiment
-from igpo_jax.run.metrics import read_log
+from igpo_jax.run.metrics import benchmark_accuracies, read_log
 from igpo_jax.runtime.files import atomic_write, wrap_read_errors
 from igpo_jax.runtime.progress import duration
 from igpo_jax.runtime.statistics import interval_text, percent, wilson
@@ -80,8 +80,11 @@ def _logged(rows: list[dict[str, Any]]) -> dict[str, Any]:
         evaluations = [row for row in rows if row["stage"] == stage and "eval/accuracy" in row]
         if not evaluations:
             return None
-        share, problems = evaluations[index]["eval/accuracy"], int(evaluations[index]["eval/problems"])
-        return {"accuracy": share, "interval95": wilson(share, problems), "problems": problems}
+        row = evaluations[index]
+        share, problems = row["eval/accuracy"], int(row["eval/problems"])
+        benchmarks = {name: row[metric] for name, metric in benchmark_accuracies(row).items()}
+        found = {"accuracy": share, "interval95": wilson(share, problems), "problems": problems}
+        return found | ({"benchmarks": benchmarks} if benchmarks else {})
 
     result: dict[str, Any] = {
         "updates": max((row["step"] for row in rows), default=0),
@@ -140,6 +143,9 @@ def result_lines(result: dict[str, Any]) -> list[str]:
         problems = f"accuracy on {last['problems']:,} test problems"
         change = f"{percent(before['accuracy'])} -> " if before and after else "after the supervised stage "
         lines.append(f"{problems}: {change}{percent(last['accuracy'])} ({interval_text(last['interval95'])})")
+        for name, share in last.get("benchmarks", {}).items():
+            change = f"{percent(before['benchmarks'][name])} -> " if before and after else "after the supervised stage "
+            lines.append(f"accuracy on {name}: {change}{percent(share)}")
     if loss := result.get("heldout_loss"):
         lines.append(f"held-out loss: {loss['first']:.3f} -> {loss['last']:.3f}")
     start, end = (result.get(edge, {}).get("all_wrong_groups") for edge in ("rl_start", "rl_end"))

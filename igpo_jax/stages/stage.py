@@ -25,6 +25,7 @@ from igpo_jax.runtime.distributed import raise_on_all_hosts
 from igpo_jax.runtime.files import wrap_read_errors
 from igpo_jax.runtime.mesh import to_host
 from igpo_jax.runtime.preemption import Terminated, name_of_signal
+from igpo_jax.runtime.statistics import problem_means
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.stages.divergence import check_parameters, stop_diverged
 from igpo_jax.tasks.grades import Grades
@@ -138,10 +139,10 @@ class Stage:
         if self.preempted():
             raise Terminated(f"stopped by {name_of_signal()} after saving {self._save_now(state)}")
 
-    def stop_if_ungraded(self, state: IterationState, grades: Sequence[Grades]) -> None:
+    def stop_if_ungraded(self, state: IterationState, grades: Sequence[Grades], benchmark: str = "") -> None:
         """If too many completions have no verdict, saves the state and raises ValueError, see `Experiment.lack_of_verdicts`.
         The resumed run repeats the iteration or evaluation to which the completions belong."""
-        trouble = self.experiment.lack_of_verdicts(grades)
+        trouble = self.experiment.lack_of_verdicts(grades, benchmark)
         if trouble:
             raise ValueError(f"{trouble}. The same command then continues the run from {self._save_now(state)}")
 
@@ -173,16 +174,23 @@ class Stage:
                     print(told, file=sys.stderr, flush=True)  # as the progress bar, whose line it interrupts
 
     def evaluate(self, state: IterationState, log: MetricsWriter, heldout=lambda params, check_preemption: {}) -> float:
-        """Evaluates the policy on the test problems, logs the accuracy and returns it. The accuracy leaves out completions
-        without a verdict. Raises ValueError if too many completions have no verdict. `heldout` is a function (parameters,
-        check_preemption) that returns further metrics to log."""
+        """Evaluates the policy on the test problems and on the benchmarks, logs the accuracies, and returns the accuracy on the
+        test problems. Accuracies leave out completions without a verdict. Raises ValueError if too many completions have no
+        verdict. `heldout` is a function (parameters, check_preemption) that returns further metrics to log."""
         check_preemption, watch = functools.partial(self.check_preemption, state), Stopwatch()
         with watch.measure("time/total"):
             params = self.sampling_params(state)
             with jax.set_mesh(self.experiment.sampling_mesh):
                 metrics = heldout(params, check_preemption)
                 grades = self.experiment.verdicts(params, check_preemption)
+                others = {}
+                for name in self.experiment.benchmarks:
+                    with watch.measure(f"time/eval/{name}"):
+                        others[name] = self.experiment.verdicts(params, check_preemption, name)
         self.stop_if_ungraded(state, [grades])
+        for name, found in others.items():
+            self.stop_if_ungraded(state, [found], name)
+            metrics |= benchmark_metrics(name, found)
         correct, graded = grades.correct[:, 0], grades.graded[:, 0]
         accuracy = float(correct[graded].mean(dtype=np.float64))
         metrics |= {"eval/accuracy": accuracy, "eval/problems": graded.sum(), "eval/ungraded": (~graded).sum()}
@@ -195,6 +203,18 @@ class Stage:
             step, params = self.step_of(state.done), state.train_state.params
             folder, skips = self.experiment.workdir, state.consecutive_skips
             stop_diverged(folder, step, self.name, skips, last_update, params, batch, self.checkpoints)
+
+
+def benchmark_metrics(name: str, grades: Grades) -> dict[str, float]:
+    """Returns the metrics of a benchmark from grades [problems, draws] with at least one verdict. The accuracy is the mean over
+    the problems of the share of correct completions. With several draws, pass@draws is the share of problems with a correct
+    completion, among the problems with a verdict on every draw."""
+    graded, draws = grades.graded, grades.correct.shape[1]
+    accuracy = np.nanmean(problem_means(np.where(graded, grades.correct, np.nan)))
+    metrics = {f"eval/{name}/accuracy": float(accuracy), f"eval/{name}/ungraded": int((~graded).sum())}
+    if draws > 1 and (whole := graded.all(axis=1)).any():
+        metrics[f"eval/{name}/pass@{draws}"] = float(grades.correct[whole].any(axis=1).mean())
+    return metrics
 
 
 def is_due(done: int, total: int, every: int) -> bool:

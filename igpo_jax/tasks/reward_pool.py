@@ -55,11 +55,14 @@ class Verdict:
         return self.reward, *self.others
 
 
-def reward_pool(task, reward) -> "RewardPool":
-    """Creates a reward pool from the sections `task` and `reward` of a configuration."""
+def reward_pool(task, reward, shared: "RewardPool | None" = None) -> "RewardPool":
+    """Creates a reward pool from the sections `task` and `reward` of a configuration. Returns the pool `shared` if it calls the
+    same functions with the same options."""
     module = load_task(task.name)
     own = f"{module.__name__}:reward", {name: task[name] for name in module.REWARD_OPTIONS}
     functions = [own if term.function == TASK else (term.function, {}) for term in reward_terms(reward.function)]
+    if shared is not None and shared.functions == functions:
+        return shared
     return RewardPool(*functions[0], reward.workers, reward.deadline_seconds, functions[1:])
 
 
@@ -85,8 +88,8 @@ class RewardPool:
         deadline_seconds: float,
         others: Sequence[tuple[str, dict[str, Any]]] = (),
     ):
-        self._functions = [(function, options), *others]
-        self._name = " + ".join(name for name, _ in self._functions)
+        self.functions = [(function, options), *others]
+        self._name = " + ".join(name for name, _ in self.functions)
         self._number, self._deadline = workers, deadline_seconds
         self._workers: list[_Worker] = []
         self.reasons: dict[str, str] = {}
@@ -106,7 +109,7 @@ class RewardPool:
             needed = min(self._number, len(waiting))
             while len(self._workers) < needed:
                 with self._starting:
-                    self._workers.append(_Worker(self._name, self._functions))
+                    self._workers.append(_Worker(self._name, self.functions))
             for worker in self._workers:
                 if worker.ready() and worker.alive() and not worker.jobs and waiting:
                     self._died_loading = 0
@@ -162,7 +165,7 @@ class RewardPool:
             raise unusable(self._name, "processes die while they load it, see above")
 
     def _no_verdict(self, problem: Problem, outcome: str, reason: str) -> Verdict:
-        return Verdict(0.0, outcome, f"problem {problem.id!r}: {reason}", (0.0,) * (len(self._functions) - 1))
+        return Verdict(0.0, outcome, f"problem {problem.id!r}: {reason}", (0.0,) * (len(self.functions) - 1))
 
     def close(self) -> None:
         self._registered.close()

@@ -22,6 +22,8 @@ def named_code(values: dict[str, Any], graded: bool = True) -> dict[str, list[st
     as a JSON value. If `graded` is False, omits the reward functions, because they are imported only to grade answers. Raises
     ValueError if a value is not a string."""
     keys = {"task.name": values["task"]["name"]}
+    for name, part in values.get("evaluation", {}).get("benchmarks", {}).items():
+        keys[f"evaluation.benchmarks.{name}.task.name"] = part["task"]["name"]
     if graded and (function := values.get("reward", {}).get("function", "")):
         keys["reward.function"] = function
     for key, value in keys.items():

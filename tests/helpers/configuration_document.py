@@ -39,6 +39,7 @@ EVALUATIONS = """
 These are the keys of a configuration file of `igpo_jax.evaluate`, such as
 [configs/evaluate_math.py](../configs/evaluate_math.py), with the defaults of `base_evaluation`. A benchmark called NAME has the
 keys `benchmarks.NAME.task`, which are those of a [task](#task), and three others.
+`evaluation.benchmarks.NAME` of a run has the same keys.
 """
 SECTIONS = (
     "tokenizer", "model", "lora", "data", "sampler", "evaluation", "sft", "rl", "inpainting", "objective", "reward", "mesh",
@@ -71,7 +72,7 @@ def table(rows: Rows) -> str:
 
 
 def code(value: Any) -> str:
-    text = repr(value)
+    text = repr(value).strip()  # an empty section ends with a line break
     return f"`{cell(text if len(text) <= 80 else text[:80] + '...')}`"
 
 

@@ -10,9 +10,9 @@ import jax
 from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
-from igpo_jax.config import check_divisibility, row_lengths
 from igpo_jax.model.fitting import fit_to_devices
 from igpo_jax.plan.programs import fitted, planned_model, programs
+from igpo_jax.run.layout import check_divisibility, row_lengths
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
 from parsers import Finding
@@ -26,7 +26,7 @@ WORDS = (
     "", "x", "a\nb", "\x00", "none", "full", "dots", "auto", "xla", "cudnn", "splash", "float32", "bfloat16", "schedule", "threshold", "factor",
     "leftmost", "most_confident", "prefix", "dual", "low_confidence", "position_first", "entropy", "random", "chunks", "solution", "own",
     "mean_field", "prompt_masked", "masked", "elbo", "quadrature", "coupled", "trace", "clipped", "wd1", "sequence", "token", "k1", "k3",
-    "completion", "canvas", "constant", "cosine", "linear", "count", "independent", "error", "drop", "char", "bpe", "math", "words", "a:b",
+    "completion", "canvas", "constant", "cosine", "linear", "count", "independent", "error", "drop", "truncate", "char", "bpe", "math", "words", "a:b",
 )  # fmt: skip
 OTHERS = (
     None, True, False, 0, 1, 2.5, "x", "8", (), (1,), (0,), (5, 3), (64, 128), ("query",), ("x",), (None,), (1.5,), (2**40,), {}, {"a": 1},

@@ -118,6 +118,12 @@ def test_programs_that_a_run_does_not_call_are_compiled_only_if_named(mesh):
     assert "sft" not in " ".join(lines) and all(record["used"] for record in result["programs"]) and lines[0].endswith(f"(1 of {len(lines)})")
 
 
+def test_a_supervised_stage_of_epochs_is_planned_as_one_of_updates(mesh):
+    changes = ({"sft__updates": 200}, {"sft__updates": 0, "sft__epochs": 2}, {"sft__updates": 0})
+    used = [{each.name for each in planning.programs(planning.fitted(parsed(**keys), mesh)) if each.used} for keys in changes]
+    assert used[0] == used[1] == used[2] | {"sft", "heldout"}
+
+
 @pytest.mark.slow
 def test_what_a_run_does_not_have_does_not_count(mesh):
     result = advice.plan(parsed(sft__updates=0, sft__batch_size=4096), mesh, ["sft", "update"])

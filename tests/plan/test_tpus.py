@@ -10,7 +10,6 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from igpo_jax.config import check_divisibility
 from igpo_jax.model import lora as lora_module
 from igpo_jax.model import transformer
 from igpo_jax.model.lora import LoraConfig
@@ -18,6 +17,7 @@ from igpo_jax.model.transformer import forward_flops
 from igpo_jax.plan import advice
 from igpo_jax.plan import programs as planning
 from igpo_jax.plan.devices import topology_devices
+from igpo_jax.run.layout import check_divisibility
 from igpo_jax.runtime.mesh import make_mesh
 from run_configs import CONFIGS, parsed
 

@@ -77,6 +77,36 @@ def test_what_does_not_fit_is_an_error_or_dropped_and_counted(line, words, gsm8k
     assert all("1 of 21 problems do not fit" in text and "dropped" in text for text in warnings)
 
 
+def test_long_solutions_are_cut_and_problems_with_long_prompts_are_dropped(gsm8k_file, tmp_path, caplog):
+    whole = open_experiment(gsm8k(gsm8k_file), tmp_path / "whole").sft_data
+    with gsm8k_file.open("a", encoding="utf-8") as file:
+        file.write(long_one(answer="It is 5. " * 100 + "\n#### 5") + long_one(question="How many? " * 100))
+    with caplog.at_level(logging.WARNING):
+        experiment = open_experiment(gsm8k(gsm8k_file, data__overflow="truncate"), tmp_path / "run")
+    rows, tokenizer = experiment.sft_data.completion, experiment.tokenizer
+    assert len(rows) == len(whole.completion) + 1 == 21 and len(experiment.rl_data.problems) == 21
+    assert not (rows[-1] == tokenizer.eos_id).any()
+    text = tokenizer.decode(rows[-1].tolist())
+    assert text.startswith("It is 5. It is 5.") and len(text) < 900 and "####" not in text
+    assert all((row == tokenizer.eos_id).any() for row in rows[:-1])
+    told = [record.getMessage() for record in caplog.records]
+    assert "1 of 22 solutions are cut to 192 tokens (data.overflow=truncate)" in told
+    assert [text.endswith("dropped (data.overflow=truncate)") for text in told if "do not fit" in text] == [True, True]
+
+
+def test_epochs_count_the_updates_of_the_training_problems(gsm8k_file, tmp_path):
+    config = gsm8k(gsm8k_file, sft__updates=0, sft__epochs=3, sft__heldout=2)
+    experiment = open_experiment(config, tmp_path / "run")
+    assert experiment.config.sft.updates == 3 * (18 // 8)
+    again = open_experiment(config, tmp_path / "run")
+    assert again.fingerprint == experiment.fingerprint and again.config.sft == experiment.config.sft
+    assert "differing keys: sft.epochs" in message_of(
+        gsm8k(gsm8k_file, sft__updates=0, sft__epochs=4, sft__heldout=2), tmp_path / "run"
+    )
+    both = error_of(gsm8k(gsm8k_file, sft__updates=6, sft__epochs=3), tmp_path / "both")
+    assert both == "sft.updates=6 and sft.epochs=3 are both given; set one of them to 0"
+
+
 def test_ids_without_text_are_excluded_from_draws_and_counted_in_the_data(gsm8k_file, tmp_path, caplog):
     test = tmp_path / "test.jsonl"
     rows = ({"question": question, "answer": "It is 5.\n#### 5"} for question in ("How many?", "How many €?"))

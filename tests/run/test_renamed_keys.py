@@ -31,7 +31,8 @@ def test_an_old_configuration_is_read_with_current_names_and_keeps_its_fingerpri
     written = old_names(configuration.to_json(values))
     assert written["reward"].pop("max_ungraded") == 0.2 and written["model"].pop("base_dtype") == ""  # keys of later versions
     assert written["sampler"].pop("layout") == "auto" and written["inpainting"].pop("tries") == 0
-    assert written["rl"].pop("seed") == written["rl"].pop("keep_every") == 0
+    assert [written["inpainting"].pop(f"{kind}_noise") for kind in ("number", "operator", "filler")] == [0.0, 0.0, 0.0]
+    assert written["rl"].pop("seed") == written["rl"].pop("keep_every") == written["sft"].pop("epochs") == 0
     written |= {name: configuration.without_new_keys(written[name]) for name in ("sampler", "evaluation")}
     assert written == json.loads(text)
 

@@ -75,6 +75,22 @@ def test_a_task_outside_the_package_is_not_imported(reader, name, cool, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_the_task_of_a_benchmark_outside_the_package_is_not_imported(cool):
+    values = write_config(cool)
+    values["evaluation"]["benchmarks"] = {"sums": {"task": {"name": "cool.evil"}, "draws": 1}}
+    (cool / "config.json").write_text(json.dumps(values))
+    for read in (read_run_config, lambda folder, **options: run_evaluation(str(folder), None, **options)):
+        named = r"evaluation\.benchmarks\.sums\.task\.name='cool\.evil'.* add --trust=cool\.evil "
+        with pytest.raises(ValueError, match=named):
+            read(cool)
+    assert not (cool / "ran").exists()
+    assert read_run_config(cool, trust=["cool.evil"]).evaluation.benchmarks.sums.task.slots and (cool / "ran").exists()
+    for benchmarks in ([], {"sums": 1}, {"sums": {"task": []}}, {"sums": {"task": {"name": 5}}}):
+        (cool / "config.json").write_text(json.dumps(values | {"evaluation": {"benchmarks": benchmarks}}))
+        with pytest.raises(ValueError, match="config.json"):
+            read_run_config(cool)
+
+
 @pytest.mark.parametrize("function", ["cool.evil:reward", "os:system", "builtins:print", "igpo_jax.convert:main", "a:b"])
 def test_a_reward_function_outside_the_package_is_not_called(function, cool):
     write_config(cool, function=function)

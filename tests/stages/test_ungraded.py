@@ -93,11 +93,13 @@ class Log:
         self.correct, self.graded, self.metrics = correct.tolist(), graded.tolist(), metrics
 
 
-def evaluated(rewards):
+def evaluated(rewards, **benchmarks):
     config = parsed(reward__max_ungraded=0.5)
-    verdicts = grades_of([[reward] for reward in rewards])
-    experiment = SimpleNamespace(config=config, mesh=MESH, sampling_mesh=MESH, pool=POOL, verdicts=lambda *_: verdicts)
-    experiment.lack_of_verdicts = lambda grades: Experiment.lack_of_verdicts(experiment, grades)
+    verdicts = {name: grades_of([[reward] for reward in found]) for name, found in {"": rewards, **benchmarks}.items()}
+    experiment = SimpleNamespace(config=config, mesh=MESH, sampling_mesh=MESH, pool=POOL)
+    experiment.benchmarks = {name: SimpleNamespace(pool=POOL) for name in benchmarks}
+    experiment.verdicts = lambda params, check_preemption, name="": verdicts[name]
+    experiment.lack_of_verdicts = lambda *grades: Experiment.lack_of_verdicts(experiment, *grades)
     stage = Stage("rl", experiment, None, lambda: False, SimpleNamespace(for_sampling=lambda *_: None), None)
     state, log = IterationState(0, SimpleNamespace(params=None), None), Log()
     return stage, state, log
@@ -114,6 +116,18 @@ def test_an_evaluation_without_verdicts_ends_the_run(monkeypatch):
     stage, state, log = evaluated([np.nan] * 3)
     monkeypatch.setattr(Stage, "_save_now", lambda self, state: "FOLDER")
     with pytest.raises(ValueError, match="^3 of 3 completions got no verdict.* continues the run from FOLDER$"):
+        stage.evaluate(state, log)
+
+
+def test_benchmarks_are_logged_beside_the_accuracy_and_need_verdicts_of_their_own(monkeypatch):
+    stage, state, log = evaluated([1, 0], amc=[1, np.nan, 0, 1], sums=[0])
+    assert stage.evaluate(state, log) == log.metrics["eval/accuracy"] == 0.5
+    assert log.metrics["eval/amc/accuracy"] == pytest.approx(2 / 3) and log.metrics["eval/amc/ungraded"] == 1
+    assert log.metrics["eval/sums/accuracy"] == 0 and log.metrics["time/total"] >= log.metrics["time/eval/amc"] > 0
+    assert log.correct == [True, False]
+    stage, state, log = evaluated([1] * 9, amc=[np.nan] * 2)
+    monkeypatch.setattr(Stage, "_save_now", lambda self, state: "FOLDER")
+    with pytest.raises(ValueError, match="^benchmark amc: 2 of 2 completions got no verdict.* from FOLDER$"):
         stage.evaluate(state, log)
 
 

@@ -77,7 +77,7 @@ def test_only_the_reward_of_the_task_gets_its_options(pool_of):
     """The same function, once as the task's with the options of the task and once by its name with its defaults."""
     pool = pool_of("task + igpo_jax.tasks.math:reward", name="math", answer="number", reference_code=False)
     name = "igpo_jax.tasks.math:reward"
-    assert pool._functions == [(name, {"answer": "number", "reference_code": False}), (name, {})]
+    assert pool.functions == [(name, {"answer": "number", "reference_code": False}), (name, {})]
 
 
 def test_an_answer_on_which_one_function_fails_has_no_verdict(pool_of):
