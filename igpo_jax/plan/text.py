@@ -48,7 +48,8 @@ def as_text(result: dict) -> str:
         lines.append(f"{duration(result['iterations'], 'iterations', seconds)}, without evaluations and second attempts.")
     for record in result["programs"]:
         if record["name"] == "sft" and record["used"] and "estimated_seconds" in record:
-            lines.append(f"{duration(result['sft_updates'], 'supervised updates', record['estimated_seconds'])}.")
+            number = result["sft_updates"] or 1000  # their number is unknown if sft.epochs is set
+            lines.append(f"{duration(number, 'supervised updates', record['estimated_seconds'])}.")
     kept = f"the newest {result['checkpoints_kept']} and the best one are kept, and the next one is written before one is deleted"
     disk = (result["checkpoints_kept"] + 2) * result["checkpoint_gb"]
     lines.append(f"A checkpoint has {result['checkpoint_gb']:.2g} GB; {kept}: up to {disk:.2g} GB of disk.")

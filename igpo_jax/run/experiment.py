@@ -122,8 +122,8 @@ class Experiment:
         self, problems: Sequence[Problem], completions: np.ndarray, pool: RewardPool | None = None
     ) -> Callable[[], Grades]:
         """Starts grading `completions`, int32 [n, g, l]: g completions of l tokens for each of n problems. Each process grades
-        some of the problems in its `pool`, by default that of the run. Returns a function that waits for the grades and gathers them from all processes.
-        All processes must call the returned function at the same point."""
+        some of the problems in its `pool`, by default that of the run. Returns a function that waits for the grades and gathers
+        them from all processes. All processes must call the returned function at the same point."""
         cfg, g = self.config.reward, completions.shape[1]
         terms = reward_terms(cfg.function)
 
