@@ -16,6 +16,9 @@ from igpo_jax.tasks.rows import column, columns_of, is_null, read_rows
 
 log = logging.getLogger(__name__)
 
+# Characters of a solution in which its answer is searched, and places of the answer. Longer or more repetitive solutions were
+# made to exhaust the memory, and give no hints from the part that may show the answer.
+MOST_SEARCHED, MOST_SPANS = 1 << 20, 1000
 ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator calls
 STRIPPED = re.compile(r"\S(?:.*\S)?", re.DOTALL)
 METAMATH_TYPES = ("GSM_AnsAug", "MATH_AnsAug")
@@ -196,9 +199,13 @@ def _require_answer(answer: str) -> None:
 
 def _spans(solution: str, answer: str) -> tuple[Span, ...]:
     """Returns the character spans of a solution that give the answer away. These are all spans that `answer_spans` finds, and
-    the content of the last \\boxed{...}. If there is no box, the last occurrence of the answer is added instead."""
+    the content of the last \\boxed{...}. If there is no box, the last occurrence of the answer is added instead. To limit time
+    and memory, returns the whole of a solution longer than `MOST_SEARCHED`, and one span in place of more than `MOST_SPANS`."""
+    if len(solution) > MOST_SEARCHED:
+        return ((0, len(solution)),)
     boxes = [content.span() for span in box_spans(solution)[-1:] if (content := STRIPPED.search(solution, *span))]
-    return tuple(merged([*answer_spans(solution, answer), *(boxes or occurrences(solution, answer)[-1:])]))
+    spans = merged([*answer_spans(solution, answer), *(boxes or occurrences(solution, answer)[-1:])])
+    return tuple(spans) if len(spans) <= MOST_SPANS else ((spans[0][0], spans[-1][1]),)
 
 
 def _spans_or_whole(solution: str, answer: str) -> tuple[Span, ...]:
