@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from igpo_jax.grading.answers import box_spans
+from igpo_jax.runtime.checks import require
 from igpo_jax.tasks.answer_spans import Span, answer_spans, merged, occurrences
 from igpo_jax.tasks.rows import column, columns_of, is_null, read_rows
 
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 # Characters of a solution in which its answer is searched, and places of the answer. Longer or more repetitive solutions were
 # made to exhaust the memory, and give no hints from the part that may show the answer.
 MOST_SEARCHED, MOST_SPANS = 1 << 20, 1000
+MOST_SPANS_IN_ALL = 1 << 24  # of all solutions; a place takes about 170 bytes
 ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator calls
 STRIPPED = re.compile(r"\S(?:.*\S)?", re.DOTALL)
 METAMATH_TYPES = ("GSM_AnsAug", "MATH_AnsAug")
@@ -99,6 +101,7 @@ def load_sources(
     records: dict[str, Record] = {}
     counts: list[SourceCounts] = []
     metamath_questions: set[str] = set()  # many rows share a question
+    spans = 0
     for source in filter(None, (part.strip() for part in text.split(","))):
         kind, colon, path = source.partition(":")
         if not colon or kind not in FORMATS:
@@ -139,6 +142,8 @@ def load_sources(
                 raise ValueError(f"{place}: the id {record.id!r} has come before")
             count.ids.add(record.id)
             records[record.id] = record
+            spans += len(record.spans)
+            require(spans <= MOST_SPANS_IN_ALL, f"{place}: answers stand in more than {MOST_SPANS_IN_ALL} places; use fewer rows")
         if not count.ids:
             raise ValueError(f"{count}: no problem to use")
         if count.dropped:

@@ -71,6 +71,14 @@ def test_the_places_of_an_answer_need_little_memory(repeated, spans, tmp_path, i
     assert len(record.spans) == spans and record.spans[0][0] == 0 and record.spans[-1][1] == len(record.solution)
 
 
+def test_the_places_of_all_answers_need_little_memory(tmp_path, monkeypatch):
+    row = {"question": "2 + 3?", "answer": "5", "solution": "5 " * 10}
+    (tmp_path / "many.jsonl").write_text((json.dumps(row) + "\n") * 3)
+    monkeypatch.setattr("igpo_jax.tasks.sources.MOST_SPANS_IN_ALL", 29)
+    with pytest.raises(ValueError, match=r"many.jsonl, line 3: answers stand in more than 29 places; use fewer rows"):
+        load_sources(f"jsonl:{tmp_path / 'many.jsonl'}", math.defaults()["fields"])
+
+
 def test_many_columns(tmp_path, in_time):
     (tmp_path / "wide.csv").write_text(",".join(map(str, range(50_000))) + "\n" + "1," * 49_999 + "1\n")
     [(_, _, row)] = read_rows(str(tmp_path / "wide.csv"))
