@@ -205,9 +205,11 @@ def require_links_inside(folder: pathlib.Path) -> None:
 
 def hub_blobs(path: pathlib.Path) -> list[pathlib.Path]:
     """Returns a list with one path if `path` is in the snapshot of a model in Hugging Face's cache. This path is the folder
-    blobs, to which the symbolic links in the snapshot lead. Otherwise returns []."""
+    blobs, to which the symbolic links in the snapshot lead. Otherwise returns []. Also returns [] if blobs is a link, because a
+    folder from an untrusted source may only look like such a cache."""
     real = pathlib.Path(os.path.realpath(path))
-    return [place.parents[1] / "blobs" for place in (real, *real.parents) if place.parent.name == "snapshots"]
+    found = [place.parents[1] / "blobs" for place in (real, *real.parents) if place.parent.name == "snapshots"]
+    return [blobs for blobs in found if not blobs.is_symlink()]
 
 
 def open_without_links(path: pathlib.Path, mode: str, encoding: str | None = None) -> IO[Any]:
