@@ -121,6 +121,19 @@ def test_igpo_runs_nothing_in_a_folder_of_somebody_else(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+def test_a_name_that_is_not_unicode_is_refused_before_the_work_begins(tmp_path, monkeypatch):
+    from igpo_jax import cli
+
+    folder = tmp_path / os.fsdecode(b"odd\xff")
+    folder.mkdir()
+    message = f"error: {ascii(str(folder))} is not UTF-8; rename this file or folder\n"
+    assert refused("report", str(folder)) == message
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("igpo_jax.runtime.interrupts.watch", lambda: None)
+    with pytest.raises(SystemExit, match=re.escape(message.strip())):
+        cli.parse_arguments(["train", "--config=arithmetic.py"])
+
+
 @pytest.mark.parametrize("command", OWN_FLAGS)
 def test_help_shows_usage_and_flags_and_ends_with_status_0(command):
     done = commands.run(command, "-h", env=os.environ | {"JAX_PLATFORMS": "cpu", "COLUMNS": "80"})
