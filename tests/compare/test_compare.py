@@ -62,6 +62,16 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_runs_with_different_test_problems_are_not_compared(folder):
+    for arm, test in (("grpo", "a1"), ("igpo", "b2")):
+        file = folder / "seed-1" / arm / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"data": {"test": test}}))
+    with pytest.raises(ValueError, match="seed-1/grpo and .*seed-1/igpo were evaluated on different test problems"):
+        numbers.compare_runs(folder, ["grpo", "igpo"], [0, 1, 2])
+    assert numbers.compare_runs(folder, ["grpo", "dapo"], [0, 1, 2])["problems"] == PROBLEMS
+
+
+
 SEEDS = [0, 1, 2]
 
 
