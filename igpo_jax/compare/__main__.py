@@ -207,12 +207,16 @@ def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: li
 
 def create_run_folder(run: pathlib.Path) -> None:
     """Creates the folder of a run. If the supervised stage of the same seed has been trained, copies the results of this stage
-    into the folder. The results can be reused, because the supervised stage is bitwise equal for all arms."""
+    into the folder. The results can be reused, because the supervised stage is bitwise equal for all arms. Raises ValueError
+    if the checkpoints contain a link to a folder, because a link to its own folder would be copied again and again."""
     new, source = run.with_name(f"{run.name}.new"), run.with_name(SUPERVISED)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     if source.is_dir():  # does not exist if this is the supervised run itself
-        shutil.copytree(source / "checkpoints" / "sft", new / "checkpoints" / "sft", copy_function=_copy)
+        saved = source / "checkpoints" / "sft"
+        for path in saved.rglob("*"):
+            require(not (path.is_symlink() and path.is_dir()), f"{path} is a link to a folder; put the folder in its place")
+        shutil.copytree(saved, new / "checkpoints" / "sft", copy_function=_copy)
         for name in ("tokenizer.model", "metrics.jsonl", "evaluations.jsonl"):
             if (source / name).is_file():
                 _copy(source / name, new / name)

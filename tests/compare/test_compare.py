@@ -15,6 +15,7 @@ import pytest
 
 import commands
 from igpo_jax.compare import numbers, page, tasks
+from igpo_jax.compare.__main__ import create_run_folder
 from igpo_jax.compare.arms import (
     ALL_WRONG,
     ARMS,
@@ -334,6 +335,15 @@ def test_links_that_lead_out_of_a_comparison_are_refused(place, tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert f"error: {path} leads to {private}, outside of {tmp_path / 'comparison'}; remove the link" in done.stderr
     assert list(private.iterdir()) == []
+
+
+def test_a_link_to_its_own_folder_is_not_copied(tmp_path):
+    (tmp_path / "supervised" / "checkpoints" / "sft").mkdir(parents=True)
+    link = tmp_path / "supervised" / "checkpoints" / "sft" / "link"
+    link.symlink_to(".")
+    with pytest.raises(ValueError, match=f"{link} is a link to a folder; put the folder in its place"):
+        create_run_folder(tmp_path / "grpo")
+    assert not list((tmp_path / "grpo.new").rglob("link"))
 
 
 def test_a_finished_run_of_another_seed_is_refused(tmp_path):
