@@ -123,8 +123,11 @@ def require_plausible(place: object, unpacked: int, stored: int, remedy: str = "
 
 def folder_size(folder: pathlib.Path) -> int:
     """Returns the total number of bytes that the files in a folder and its subfolders hold. Counts a file once, even if several
-    links lead to it, and leaves out the holes of sparse files, so that a small folder cannot pretend to be large."""
-    files = {(file.stat().st_dev, file.stat().st_ino): file for file in folder.rglob("*") if file.is_file()}
+    links lead to it. Leaves out the holes of sparse files, and files outside of the folder to which links lead, so that a small
+    folder cannot pretend to be large. Counts links to the blobs of Hugging Face's cache."""
+    roots = [folder, *hub_blobs(folder)]
+    own = (file for file in folder.rglob("*") if not file.is_symlink() or any(is_inside(file, root) for root in roots))
+    files = {(file.stat().st_dev, file.stat().st_ino): file for file in own if file.is_file()}
     return sum(map(_stored_bytes, files.values()))
 
 

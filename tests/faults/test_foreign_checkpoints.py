@@ -109,6 +109,19 @@ def test_holes_and_second_links_do_not_make_a_folder_larger(tmp_path):
     assert 100_000 <= folder_size(tmp_path) < 200_000
 
 
+def test_a_link_to_another_file_is_no_data_of_a_folder(tmp_path):
+    (tmp_path / "large").write_bytes(bytes(100_000))
+    model = tmp_path / "snapshots" / "model"
+    model.mkdir(parents=True)
+    (model / "padding").symlink_to(tmp_path / "large")
+    assert folder_size(model) == 0
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "1").write_bytes(bytes(50_000))
+    (model / "array").symlink_to("../../blobs/1")
+    (model / "again").symlink_to("array")
+    assert folder_size(model) == 50_000
+
+
 def test_another_tokenizer_is_another_run():
     assert integrity.other_identity("rl", {"tokenizer": "a"}, {"tokenizer": "a"}) == ""
     assert integrity.other_identity("rl", {}, {"tokenizer": "a"}) == ""  # an earlier version
