@@ -420,8 +420,8 @@ def check_link(file: pathlib.Path) -> None:
 @contextlib.contextmanager
 def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Context manager that yields a temporary folder. Renames it to `target` if the body ends without an error, and deletes it
-    otherwise. Raises ValueError if `target` exists, or if another process is writing it. If `target` is in a bucket, see
-    `new_bucket_folder`."""
+    otherwise. Raises ValueError if `target` exists, if another process is writing it, or if a link stands where the temporary
+    folder shall be. If `target` is in a bucket, see `new_bucket_folder`."""
     if is_address(target):
         with new_bucket_folder(os.fspath(target)) as folder:
             yield folder
@@ -429,6 +429,8 @@ def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
     target = pathlib.Path(target).absolute()
     around = target.with_name(f"{target.name}.partial")  # holds the lock and the temporary folder
     partial, first = around / target.name, jax.process_index() == 0
+    # A link in a folder of a stranger may lead to a folder of the user, in which `delete` would find the user's files.
+    require(not around.is_symlink(), f"{around} is a symbolic link; remove it")
 
     def delete() -> None:
         if first:

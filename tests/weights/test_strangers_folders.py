@@ -15,6 +15,7 @@ import pytest
 from igpo_jax.run import export as run_export
 from igpo_jax.runtime.files import require_plain_name
 from igpo_jax.runtime.mesh import make_mesh
+from igpo_jax.weights import folders
 from igpo_jax.weights.folders import convert, export, load_params
 from igpo_jax.weights.huggingface import INDEX, folder_model_config, llada_config, tensor_names
 from igpo_jax.weights.safetensors_files import stored_tensors
@@ -223,3 +224,14 @@ def test_a_header_without_end_is_not_read(tmp_path):
         file.truncate(6 * 10**9 + 8)  # takes no space
     with pytest.raises(ValueError, match="a header of 6000000000 bytes"):
         stored_tensors(tmp_path)
+
+
+def test_a_link_in_place_of_the_temporary_folder_leads_to_no_deletion(tmp_path):
+    own = tmp_path / "home" / "target"
+    own.mkdir(parents=True)
+    (tmp_path / "stranger").mkdir()
+    (tmp_path / "stranger" / "target.partial").symlink_to(tmp_path / "home")
+    with pytest.raises(ValueError, match="target.partial is a symbolic link; remove it"):
+        with folders.new_folder(tmp_path / "stranger" / "target"):
+            pass
+    assert list((tmp_path / "home").iterdir()) == [own]
