@@ -72,6 +72,8 @@ def check_metadata(about: Mapping[str, Any], step: int) -> None:
     valid = all(isinstance(about[name], kind) for name, kind in types.items() if name in about)
     for name, sums in about.get("logs", {}).items() if valid else ():
         valid &= name in LOGS and isinstance(sums, Sequence) and [type(number) for number in sums] == [int, int]
+    for pair in about.get("unlogged", ()) if valid else ():
+        valid &= isinstance(pair, Sequence) and [type(number) for number in pair] == [float, float]
     if crc != about.get("crc32", crc) or "data_position" not in about or not valid:
         raise ValueError("its metadata has changed since it was saved")
     require(about["data_position"] == step, f"it was saved as step {about['data_position']}; its folder was renamed or copied")
