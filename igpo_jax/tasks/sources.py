@@ -143,7 +143,8 @@ def load_sources(
             count.ids.add(record.id)
             records[record.id] = record
             spans += len(record.spans)
-            require(spans <= MOST_SPANS_IN_ALL, f"{place}: answers stand in more than {MOST_SPANS_IN_ALL} places; use fewer rows")
+            too_many = f"{place}: answers stand in more than {MOST_SPANS_IN_ALL} places; use fewer rows"
+            require(spans <= MOST_SPANS_IN_ALL, too_many)
         if not count.ids:
             raise ValueError(f"{count}: no problem to use")
         if count.dropped:

@@ -72,7 +72,6 @@ def test_runs_with_different_test_problems_are_not_compared(folder):
     assert numbers.compare_runs(folder, ["grpo", "dapo"], [0, 1, 2])["problems"] == PROBLEMS
 
 
-
 SEEDS = [0, 1, 2]
 
 
