@@ -24,6 +24,7 @@ from igpo_jax.runtime.files import (
     parse_json,
     read_bytes,
     read_json,
+    require_file,
     require_plausible,
 )
 from igpo_jax.runtime.host import explain_shortage
@@ -110,10 +111,14 @@ def steps_in(folder: pathlib.Path) -> list[int]:
 
 def check_names(folder: pathlib.Path) -> None:
     """Raises ValueError if the name of a file or subfolder in a folder of checkpoints is a number that cannot be a step. Orbax
-    would fail at such a name."""
+    would fail at such a name. Also raises ValueError if the metadata of a checkpoint is no file, or has more than `MOST_BYTES`.
+    When Orbax opens the folder, it reads the metadata of all checkpoints, and would wait for a named pipe."""
     for path in folder.glob("*"):
         foreign = path.name.isnumeric() and not is_step(path.name)
         require(not foreign, f"{path}: {path.name[:50]} is not the step of a checkpoint; move it away")
+        about = path / METADATA
+        small = about.is_file() and about.stat().st_size <= MOST_BYTES
+        require(small or not about.exists(), f"{about} is no file of at most {MOST_BYTES >> 20} MiB; move {path} away")
 
 
 def read_metadata(checkpoint: pathlib.Path) -> dict[str, Any] | None:
@@ -176,6 +181,8 @@ def remove_unreadable_metrics(folder: Any) -> None:
         paths = [step / "metrics" / "metrics" for step in steps if "metrics" in names_in(step)]
     for path in paths:
         try:
+            if local:
+                require_file(path)  # reading a named pipe would block
             metrics = parse_json(read_bytes(path) if local else read_range(path, 0, MOST_BYTES), path)
             accuracy = metrics.get("accuracy") if isinstance(metrics, dict) else None
             require(type(accuracy) in (int, float), f"accuracy={accuracy!r} is no number")

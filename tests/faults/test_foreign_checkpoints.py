@@ -4,6 +4,7 @@ reads the files."""
 import json
 import os
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +81,31 @@ def test_such_a_checkpoint_is_passed_over(change, reason, saved, tmp_path, caplo
     change(folder)
     assert newest(folder) == (2 if (folder / "7").exists() else 1)
     assert reason in caplog.text
+
+
+def make_huge_metadata(folder):
+    os.truncate(folder / "2" / "_CHECKPOINT_METADATA", 10**10)
+
+
+@pytest.mark.parametrize("change", [make_pipe, make_huge_metadata])
+def test_metadata_that_is_a_pipe_or_huge_is_refused_before_orbax_reads_it(change, saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "run" / "checkpoints" / "sft")
+    change(folder)
+    with pytest.raises(ValueError, match=f"2/_CHECKPOINT_METADATA is no file of at most 64 MiB; move {folder}/2 away"):
+        Checkpoints(folder, keep=3)
+
+
+def test_metrics_that_are_a_pipe_do_not_block_the_run(saved, tmp_path, caplog):
+    folder = shutil.copytree(saved, tmp_path / "run" / "checkpoints" / "sft")
+    pipe = folder / "2" / "metrics" / "metrics"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    opening = threading.Thread(target=integrity.remove_unreadable_metrics, args=(folder,), daemon=True)
+    opening.start()
+    opening.join(5)
+    if opening.is_alive():
+        os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    assert "is no file); removed" in caplog.text and newest(folder) == 2
 
 
 def test_links_within_the_run_and_into_the_blobs_of_the_hub_are_followed(saved, tmp_path):
