@@ -29,13 +29,12 @@ from igpo_jax.runtime.files import (
 )
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import to_host
-from igpo_jax.runtime.orbax_files import check_files
+from igpo_jax.runtime.orbax_files import METADATA, check_files, check_whole_files
 
 log = logging.getLogger(__name__)
 
 MOST_DIGITS = 15  # of a step
 COMMITTED = "commit_success.txt"  # Orbax's mark of a complete checkpoint
-METADATA = "_CHECKPOINT_METADATA"  # Orbax's file of a checkpoint's metadata
 # Stage -> (name of the configuration's fingerprint in the metadata, splits on which the stage depends). The fingerprint of the
 # supervised stage leaves out the keys of the RL stage, because the arms of a comparison share supervised checkpoints.
 IDENTITIES = {"sft": ("sft_fingerprint", ("sft", "test")), "rl": ("fingerprint", ("sft", "rl", "test"))}
@@ -81,9 +80,9 @@ def check_metadata(about: Mapping[str, Any], step: int) -> None:
 
 
 def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
-    """Checks the files of a checkpoint before Orbax reads them, see `check_files`. Raises ValueError if a JSON file has more
-    than `MOST_BYTES`, or if the arrays described by `abstract` are implausibly large for the size of the stored files. Orbax
-    stores compressed arrays, so a small file could otherwise unpack to arrays of zeros that fill the memory."""
+    """Checks the files of a checkpoint before Orbax reads them, see `check_files` and `check_whole_files`. Raises ValueError if
+    the arrays described by `abstract` are implausibly large for the size of the stored files. Orbax stores compressed arrays,
+    so a small file could otherwise unpack to arrays of zeros that fill the memory."""
     if isinstance(checkpoint, pathlib.Path):
         check_files(checkpoint, checkpoint.parents[2])
     sizes = all_files(checkpoint)
@@ -91,9 +90,7 @@ def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
     arrays = [leaf for leaf in jax.tree.leaves(abstract) if hasattr(leaf, "shape")]
     if arrays:
         require_plausible(checkpoint, sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays), stored)
-    for file, size in sizes.items():
-        if any(map(file.match, (METADATA, "_METADATA", "_sharding", "array_metadatas/*"))):
-            require(size <= MOST_BYTES, f"{file}: more than {MOST_BYTES >> 20} MiB")
+    check_whole_files(sizes)
 
 
 def is_step(name: str) -> bool:

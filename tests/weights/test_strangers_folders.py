@@ -228,6 +228,21 @@ def test_a_header_without_end_is_not_read(tmp_path):
         stored_tensors(tmp_path)
 
 
+def test_a_huge_file_that_orbax_would_read_as_a_whole_is_refused(converted, tmp_path, mesh):
+    folder = shutil.copytree(converted / "model", tmp_path / "model")
+    for name in ("_CHECKPOINT_METADATA", "state/_sharding"):
+        file = folder / "params" / "embedding" / name
+        size = file.stat().st_size
+        os.truncate(file, 10**8)  # a hole
+        for use in (
+            lambda: load_params(folder, folder_model_config(folder), mesh),
+            lambda: export(folder, tmp_path / "target", mesh),
+        ):
+            with pytest.raises(ValueError, match=f"embedding cannot be read: .*{name}: more than 64 MiB"):
+                use()
+        os.truncate(file, size)
+
+
 def test_a_named_pipe_does_not_block_the_hash_of_a_model(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     before = network_digest(tmp_path)
