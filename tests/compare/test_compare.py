@@ -15,7 +15,6 @@ import pytest
 
 import commands
 from igpo_jax.compare import numbers, page, tasks
-from igpo_jax.compare.__main__ import create_run_folder
 from igpo_jax.compare.arms import (
     ALL_WRONG,
     ARMS,
@@ -24,6 +23,7 @@ from igpo_jax.compare.arms import (
     SUPERVISED,
     Claim,
     check_arms,
+    create_run_folder,
     parse_arms,
     parse_seeds,
     time_left,
