@@ -11,7 +11,7 @@ import runpy
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
@@ -128,6 +128,7 @@ def parse_arguments(arguments: list[str], words: bool = False) -> list[str]:
     interrupts.watch()
     try:
         print_help(arguments)
+        _require_unicode((*arguments, os.getcwd()))
         flags.FLAGS.set_gnu_getopt(True)  # flags may follow words
         given, path = _resolve_config(flags.FLAGS.read_flags_from_files(arguments[1:]))
         _check_arguments(given, _known_flags(path), words)
@@ -135,8 +136,18 @@ def parse_arguments(arguments: list[str], words: bool = False) -> list[str]:
             return flags.FLAGS([arguments[0], *given])
         except (IndexError, KeyError, TypeError, AttributeError) as error:  # ml_collections, for an index such as seed[0]
             raise ValueError(f"an index in the --config flags fits no value of the configuration: {error}") from None
-    except (ValueError, flags.Error) as error:  # absl writes a line for each missing flag
+    except (ValueError, OSError, flags.Error) as error:  # absl writes a line for each missing flag
         sys.exit(f"error: {'; '.join(str(error).splitlines())}")
+
+
+def _require_unicode(texts: Iterable[str]) -> None:
+    """Raises ValueError if a text is not valid UTF-8. The names of files may have any bytes, but those of Orbax may not, and
+    neither may JSON and HTML files."""
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"{ascii(text)} is not UTF-8; rename this file or folder") from None
 
 
 def print_help(arguments: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import commands
 import igpo_jax.__main__ as igpo_jax_main
+from igpo_jax.runtime.installation import python_command
 from run_configs import CONFIGS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -108,6 +109,22 @@ def test_igpo_imports_from_the_working_folder_only_what_the_user_names(arguments
     assert igpo_jax_main.names_own_code(arguments) == expected
 
 
+def test_processes_of_a_command_search_the_working_folder_when_the_command_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("colorsys", "mine"):  # the first is also a module of Python
+        (tmp_path / f"{name}.py").write_text("import sys\nprint(*sys.argv[1:])")
+    others = [path for path in sys.path if path not in ("", str(tmp_path))]
+    for path, found in (
+        ([str(tmp_path), *others], ("colorsys", "mine")),
+        ([*others, str(tmp_path)], ("mine",)),
+        (others, ()),
+    ):
+        monkeypatch.setattr(sys, "path", path)
+        for name in ("colorsys", "mine"):
+            done = subprocess.run([*python_command(name), "--a=1"], capture_output=True, text=True, cwd=tmp_path)
+            assert done.stdout == "--a=1\n" * (name in found), done
+
+
 @pytest.mark.slow
 def test_igpo_runs_nothing_in_a_folder_of_somebody_else(tmp_path):
     folder = tmp_path / "run"
@@ -119,6 +136,19 @@ def test_igpo_runs_nothing_in_a_folder_of_somebody_else(tmp_path):
     done = console_script(tmp_path, "report", ".", cwd=folder)
     assert done.returncode == 1 and done.stderr.startswith("error: ")
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_name_that_is_not_unicode_is_refused_before_the_work_begins(tmp_path, monkeypatch):
+    from igpo_jax import cli
+
+    folder = tmp_path / os.fsdecode(b"odd\xff")
+    folder.mkdir()
+    message = f"error: {ascii(str(folder))} is not UTF-8; rename this file or folder\n"
+    assert refused("report", str(folder)) == message
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("igpo_jax.runtime.interrupts.watch", lambda: None)
+    with pytest.raises(SystemExit, match=re.escape(message.strip())):
+        cli.parse_arguments(["train", "--config=arithmetic.py"])
 
 
 @pytest.mark.parametrize("command", OWN_FLAGS)

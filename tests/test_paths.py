@@ -9,7 +9,7 @@ LOCAL = {  # modules that do so -> what the paths are
     "__main__.py": "the names of files in the working folder",
     "cli.py": "none: /dev/null",
     "command_help.py": "none: the width of the terminal",
-    "compare/__main__.py": "runs of a comparison, which are on this machine",
+    "compare/arms.py": "runs of a comparison, which are on this machine",
     "doctor.py": "disks of this machine, a temporary folder",
     "evaluate/__main__.py": "a check for links in a run on this machine",
     "evaluate/generations.py": "the results of an evaluation on this machine, or a copy of them",

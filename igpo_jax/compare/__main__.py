@@ -19,7 +19,6 @@ import concurrent.futures
 import os
 import pathlib
 import queue
-import shutil
 import subprocess
 import sys
 import threading
@@ -32,6 +31,7 @@ from igpo_jax.compare.arms import (
     SUPERVISED,
     check_arms,
     check_comparison,
+    create_run_folder,
     overrides_of,
     parse_arms,
     parse_seeds,
@@ -47,7 +47,6 @@ from igpo_jax.runtime.files import (
     read_json,
     require_links_inside,
     require_same_identity,
-    require_stored,
 )
 from igpo_jax.runtime.installation import python_command
 from igpo_jax.runtime.locks import locked
@@ -203,25 +202,6 @@ def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: li
             running.remove(process)
     if code or not (run / "result.json").is_file():
         raise RuntimeError(f"the run {run} has stopped (exit code {code}), see {log}; run the same command to resume")
-
-
-def create_run_folder(run: pathlib.Path) -> None:
-    """Creates the folder of a run. If the supervised stage of the same seed has been trained, copies the results of this stage
-    into the folder. The results can be reused, because the supervised stage is bitwise equal for all arms."""
-    new, source = run.with_name(f"{run.name}.new"), run.with_name(SUPERVISED)
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    if source.is_dir():  # does not exist if this is the supervised run itself
-        shutil.copytree(source / "checkpoints" / "sft", new / "checkpoints" / "sft", copy_function=_copy)
-        for name in ("tokenizer.model", "metrics.jsonl", "evaluations.jsonl"):
-            if (source / name).is_file():
-                _copy(source / name, new / name)
-    new.rename(run)
-
-
-def _copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
-    require_stored(pathlib.Path(source))
-    shutil.copy2(source, target)
 
 
 def run() -> None:

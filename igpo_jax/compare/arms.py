@@ -3,14 +3,17 @@ set of configuration overrides."""
 
 import dataclasses
 import math
+import os
 import pathlib
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
-from igpo_jax.runtime.files import read_json, require_same_identity
+from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.files import read_json, require_same_identity, require_stored
 from igpo_jax.runtime.progress import duration
 
 Overrides = dict[str, Any]
@@ -172,6 +175,29 @@ def overrides_of(arm: str, config: ConfigDict) -> Overrides:
 def run_name(arm: str, rl_seed: int) -> str:
     """Returns the name of a run's folder. The runs of an arm from the same supervised stage differ in their RL seed."""
     return f"{arm}-{rl_seed}" if rl_seed else arm
+
+
+def create_run_folder(run: pathlib.Path) -> None:
+    """Creates the folder of a run. If the supervised stage of the same seed has been trained, copies the results of this stage
+    into the folder. The results can be reused, because the supervised stage is bitwise equal for all arms. Raises ValueError
+    if the checkpoints contain a link to a folder, because a link to its own folder would be copied again and again."""
+    new, source = run.with_name(f"{run.name}.new"), run.with_name(SUPERVISED)
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    if source.is_dir():  # does not exist if this is the supervised run itself
+        saved = source / "checkpoints" / "sft"
+        for path in saved.rglob("*"):
+            require(not (path.is_symlink() and path.is_dir()), f"{path} is a link to a folder; put the folder in its place")
+        shutil.copytree(saved, new / "checkpoints" / "sft", copy_function=_copy)
+        for name in ("tokenizer.model", "metrics.jsonl", "evaluations.jsonl"):
+            if (source / name).is_file():
+                _copy(source / name, new / name)
+    new.rename(run)
+
+
+def _copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    require_stored(pathlib.Path(source))
+    shutil.copy2(source, target)
 
 
 def parse_arms(names: str) -> list[str]:

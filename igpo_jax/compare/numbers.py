@@ -271,23 +271,25 @@ def compare_runs(
     folder: pathlib.Path, arms: list[str], seeds: list[int], rl_seeds: int = 1, quick: bool = False
 ) -> dict[str, Any]:
     """Returns the contents of comparison.json. `folder` has `rl_seeds` runs for each arm and each seed of the supervised stage.
-    `quick` is true if the runs had few iterations (--quick). Raises ValueError if a run is not finished, or if its files cannot
-    be read."""
+    `quick` is true if the runs had few iterations (--quick). Raises ValueError if a run is not finished, if its files cannot be
+    read, or if the runs of a stage were evaluated on different test problems."""
 
     def of_stage(seed: int, arm: str) -> list[RunNumbers]:
         return [read_run_numbers(folder / f"seed-{seed}" / run_name(arm, rl_seed)) for rl_seed in range(rl_seeds)]
 
     runs = {arm: [of_stage(seed, arm) for seed in seeds] for arm in arms}
+    every = [
+        (arm, seed, n, run) for arm in arms for seed, stage in zip(seeds, runs[arm], strict=True) for n, run in enumerate(stage)
+    ]
+    for seed in seeds:
+        data = {folder / f"seed-{seed}" / run_name(arm, n): run.result.get("data") for arm, of, n, run in every if of == seed}
+        tests = {str(each.get("test")): run for run, each in data.items() if isinstance(each, dict)}
+        told = " and ".join(map(str, tests.values()))
+        require(len(tests) < 2, f"{told} were evaluated on different test problems; train them with the same problem files")
     with wrap_read_errors(folder):
         correct = {budget: at_budget(runs, budget) for budget in get_args(Budget)}
         hard = hardest_third(correct["prompts"])
         decidable = [claim for claim in CLAIMS if {claim.better, *claim.worse} <= set(arms)]
-        every = [
-            (arm, seed, n, run)
-            for arm in arms
-            for seed, stage in zip(seeds, runs[arm], strict=True)
-            for n, run in enumerate(stage)
-        ]
         return {
             "seeds": seeds,
             "rl_seeds": rl_seeds,

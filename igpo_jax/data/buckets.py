@@ -25,7 +25,7 @@ def read_lengths(file: pathlib.Path) -> np.ndarray:
     )
     # Python's integers do not overflow.
     most = f"{file}: at most 10**7 prompts of 10**6 tokens"
-    require(0 < sum(values.values()) <= 10**7 and max(map(int, values)) <= 10**6, most)
+    require(0 < sum(values.values()) <= 10**7 and max(map(len, values)) <= 7 and max(map(int, values)) <= 10**6, most)
     lengths, numbers = np.array(list(values), np.int64), np.array(list(values.values()), np.int64)
     return np.sort(np.repeat(lengths, numbers))
 

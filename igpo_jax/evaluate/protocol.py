@@ -96,4 +96,5 @@ def base_digest(origin: dict) -> str:
     if "step" not in origin:
         return ""
     values = read_json(run_folder(origin["path"]) / "config.json")  # parsing it would ask for trust again
-    return network_digest(values["model"]["path"]) if values["lora"]["rank"] and values["model"]["path"] else ""
+    model, lora = (values.get(section, {}) for section in ("model", "lora"))  # without a key, its value is the default
+    return network_digest(model["path"]) if lora.get("rank") and model.get("path") else ""

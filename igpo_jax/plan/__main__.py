@@ -12,6 +12,7 @@ if __name__ == "__main__":  # before the slow imports
     interrupts.install()
 
 import json
+import math
 import pathlib
 import sys
 
@@ -52,7 +53,9 @@ def main(_):
         lengths = read_lengths(file) if file else None
         if TUNE.value:
             tuned = tune(config, mesh, lengths, APPROXIMATE.value, tell)
-            print(escape_controls(json.dumps(tuned, indent=2) if JSON.value else as_advice(tuned)))
+            # JSON has no infinite number, which stands for a program that does not compile.
+            finite = {part: seconds if math.isfinite(seconds) else None for part, seconds in tuned["before"].items()}
+            print(escape_controls(json.dumps(tuned | {"before": finite}, indent=2) if JSON.value else as_advice(tuned)))
             return
         require(not APPROXIMATE.value, "--allow_approximate goes with --tune")
         result = plan(config, mesh, PROGRAMS.value, tell, lengths)

@@ -16,7 +16,7 @@ from igpo_jax.plan.advice import MOST, remat_choice
 from igpo_jax.plan.programs import GIB, Fitted, Report, fitted, measure, program_of
 from igpo_jax.run.layout import Choice, rollout_loads, sampling_choices, sampling_seconds
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.chips import device_memory_gib
+from igpo_jax.runtime.chips import CHIPS, device_memory_gib
 from igpo_jax.runtime.mesh import batch_size_divisor
 
 COMPILED = 3  # number of ways to sample that are compiled
@@ -40,10 +40,11 @@ def tune(config: Config, mesh: Mesh, lengths: np.ndarray | None, approximate: bo
         seconds that each part of an iteration (rollout, score and update) takes without and with these flags. `fits_before` is
         True if the run fits into memory without the flags. `rejected` are the reasons why other settings were rejected."""
     require(config.rl.iterations > 0, "--tune is for the RL stage, and rl.iterations is 0")
+    kind = mesh.devices.flat[0].device_kind
+    require(kind in CHIPS, f"--tune needs a known chip, not {kind}")
     rejected: list[str] = []
     before = fitted(config, mesh, lengths)
     start = {name: _measured(before, name, report) for name in ("sample", "score", "update")}
-    require("estimated_seconds" in start["sample"], f"--tune needs a known chip, not {mesh.devices.flat[0].device_kind}")
     limit = MOST * device_memory_gib(mesh.devices.flat[0])
     rollout = rollout_seconds(before, start["sample"], lengths)
     rest = {name: _seconds(before, start[name]) for name in ("score", "update")}
@@ -132,7 +133,7 @@ def _faster_update(
             if record["peak_gib"] > limit:
                 rejected.append(f"{told}: needs {record['peak_gib']:.1f} of {limit:.1f} GiB")
             elif remat != choice:
-                rejected.append(f"{told}: {record['estimated_seconds']:.2f} s per update")
+                rejected.append(f"{told}: {record.get('estimated_seconds', np.inf):.2f} s per update")
         rows = config.rl.prompts // (2 * parts)
         if choice or config.rl.prompts % (2 * parts) or rows % batch_size_divisor(mesh):
             break

@@ -39,9 +39,9 @@ function drawCharts() {
   });
 }
 
-// A spreadsheet would run a text that begins like a formula.
+// A spreadsheet would run a text that begins like a formula, also with full-width signs or after white space.
 const cell = (value) => typeof value === "number" ? value
-  : '"' + (value ?? "").replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""') + '"';
+  : '"' + (/^[\s=+\-@]/.test((value ?? "").normalize("NFKC")) ? "'" : "") + (value ?? "").replaceAll('"', '""') + '"';
 
 function chartAsCsv(i) {
   const axis = element("axis"), [traces, layout] = prepared(data.figures[i], axis, "");

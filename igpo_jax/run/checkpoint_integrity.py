@@ -24,17 +24,17 @@ from igpo_jax.runtime.files import (
     parse_json,
     read_bytes,
     read_json,
+    require_file,
     require_plausible,
 )
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import to_host
-from igpo_jax.runtime.orbax_files import check_files
+from igpo_jax.runtime.orbax_files import METADATA, check_files, check_whole_files
 
 log = logging.getLogger(__name__)
 
 MOST_DIGITS = 15  # of a step
 COMMITTED = "commit_success.txt"  # Orbax's mark of a complete checkpoint
-METADATA = "_CHECKPOINT_METADATA"  # Orbax's file of a checkpoint's metadata
 # Stage -> (name of the configuration's fingerprint in the metadata, splits on which the stage depends). The fingerprint of the
 # supervised stage leaves out the keys of the RL stage, because the arms of a comparison share supervised checkpoints.
 IDENTITIES = {"sft": ("sft_fingerprint", ("sft", "test")), "rl": ("fingerprint", ("sft", "rl", "test"))}
@@ -72,15 +72,17 @@ def check_metadata(about: Mapping[str, Any], step: int) -> None:
     valid = all(isinstance(about[name], kind) for name, kind in types.items() if name in about)
     for name, sums in about.get("logs", {}).items() if valid else ():
         valid &= name in LOGS and isinstance(sums, Sequence) and [type(number) for number in sums] == [int, int]
+    for pair in about.get("unlogged", ()) if valid else ():
+        valid &= isinstance(pair, Sequence) and [type(number) for number in pair] == [float, float]
     if crc != about.get("crc32", crc) or "data_position" not in about or not valid:
         raise ValueError("its metadata has changed since it was saved")
     require(about["data_position"] == step, f"it was saved as step {about['data_position']}; its folder was renamed or copied")
 
 
 def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
-    """Checks the files of a checkpoint before Orbax reads them, see `check_files`. Raises ValueError if a JSON file has more
-    than `MOST_BYTES`, or if the arrays described by `abstract` are implausibly large for the size of the stored files. Orbax
-    stores compressed arrays, so a small file could otherwise unpack to arrays of zeros that fill the memory."""
+    """Checks the files of a checkpoint before Orbax reads them, see `check_files` and `check_whole_files`. Raises ValueError if
+    the arrays described by `abstract` are implausibly large for the size of the stored files. Orbax stores compressed arrays,
+    so a small file could otherwise unpack to arrays of zeros that fill the memory."""
     if isinstance(checkpoint, pathlib.Path):
         check_files(checkpoint, checkpoint.parents[2])
     sizes = all_files(checkpoint)
@@ -88,9 +90,7 @@ def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
     arrays = [leaf for leaf in jax.tree.leaves(abstract) if hasattr(leaf, "shape")]
     if arrays:
         require_plausible(checkpoint, sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays), stored)
-    for file, size in sizes.items():
-        if any(map(file.match, (METADATA, "_METADATA", "_sharding", "array_metadatas/*"))):
-            require(size <= MOST_BYTES, f"{file}: more than {MOST_BYTES >> 20} MiB")
+    check_whole_files(sizes)
 
 
 def is_step(name: str) -> bool:
@@ -108,10 +108,14 @@ def steps_in(folder: pathlib.Path) -> list[int]:
 
 def check_names(folder: pathlib.Path) -> None:
     """Raises ValueError if the name of a file or subfolder in a folder of checkpoints is a number that cannot be a step. Orbax
-    would fail at such a name."""
+    would fail at such a name. Also raises ValueError if the metadata of a checkpoint is no file, or has more than `MOST_BYTES`.
+    When Orbax opens the folder, it reads the metadata of all checkpoints, and would wait for a named pipe."""
     for path in folder.glob("*"):
         foreign = path.name.isnumeric() and not is_step(path.name)
         require(not foreign, f"{path}: {path.name[:50]} is not the step of a checkpoint; move it away")
+        about = path / METADATA
+        small = about.is_file() and about.stat().st_size <= MOST_BYTES
+        require(small or not about.exists(), f"{about} is no file of at most {MOST_BYTES >> 20} MiB; move {path} away")
 
 
 def read_metadata(checkpoint: pathlib.Path) -> dict[str, Any] | None:
@@ -174,6 +178,8 @@ def remove_unreadable_metrics(folder: Any) -> None:
         paths = [step / "metrics" / "metrics" for step in steps if "metrics" in names_in(step)]
     for path in paths:
         try:
+            if local:
+                require_file(path)  # reading a named pipe would block
             metrics = parse_json(read_bytes(path) if local else read_range(path, 0, MOST_BYTES), path)
             accuracy = metrics.get("accuracy") if isinstance(metrics, dict) else None
             require(type(accuracy) in (int, float), f"accuracy={accuracy!r} is no number")

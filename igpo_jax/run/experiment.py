@@ -385,7 +385,7 @@ def _with_saved_attention(workdir: pathlib.Path, requested: ConfigDict) -> Confi
     if requested.model.attention != "auto":
         return requested
     kept = requested.copy_and_resolve_references()
-    kept.model.attention = read_json(workdir / "config.json")["model"].get("attention", "xla")
+    kept.model.attention = read_json(workdir / "config.json").get("model", {}).get("attention", "xla")
     return kept
 
 

@@ -28,10 +28,11 @@ def has_checkpoints(workdir: pathlib.Path) -> bool:
 def check_links(workdir: pathlib.Path) -> None:
     """Raises ValueError if a symbolic link in the run's folder leads out of this folder. The folder may come from an untrusted
     source, and the run would write to the target of the link. The run's folder itself may be a link."""
-    saved = workdir / "checkpoints"
-    for folder in (workdir / "tensorboard", *map(workdir.joinpath, LOGS), saved, *saved.glob("*"), *saved.glob("*/*")):
-        place = f"{folder} leads to {os.path.realpath(folder)}, outside of the run"
-        require(is_inside(folder, workdir), f"{place}; move the run to where it shall be and give this place as --workdir")
+    saved, events = workdir / "checkpoints", workdir / "tensorboard"
+    written = (events, *events.glob("*"), *map(workdir.joinpath, LOGS), saved, *saved.glob("*"), *saved.glob("*/*"))
+    for path in written:
+        place = f"{path} leads to {os.path.realpath(path)}, outside of the run"
+        require(is_inside(path, workdir), f"{place}; move the run to where it shall be and give this place as --workdir")
 
 
 def check_identities(workdir: pathlib.Path, identities: Mapping[str, Mapping[str, Any]]) -> None:

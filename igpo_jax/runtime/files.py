@@ -123,8 +123,11 @@ def require_plausible(place: object, unpacked: int, stored: int, remedy: str = "
 
 def folder_size(folder: pathlib.Path) -> int:
     """Returns the total number of bytes that the files in a folder and its subfolders hold. Counts a file once, even if several
-    links lead to it, and leaves out the holes of sparse files, so that a small folder cannot pretend to be large."""
-    files = {(file.stat().st_dev, file.stat().st_ino): file for file in folder.rglob("*") if file.is_file()}
+    links lead to it. Leaves out the holes of sparse files, and files outside of the folder to which links lead, so that a small
+    folder cannot pretend to be large. Counts links to the blobs of Hugging Face's cache."""
+    roots = [folder, *hub_blobs(folder)]
+    own = (file for file in folder.rglob("*") if not file.is_symlink() or any(is_inside(file, root) for root in roots))
+    files = {(file.stat().st_dev, file.stat().st_ino): file for file in own if file.is_file()}
     return sum(map(_stored_bytes, files.values()))
 
 
@@ -205,9 +208,11 @@ def require_links_inside(folder: pathlib.Path) -> None:
 
 def hub_blobs(path: pathlib.Path) -> list[pathlib.Path]:
     """Returns a list with one path if `path` is in the snapshot of a model in Hugging Face's cache. This path is the folder
-    blobs, to which the symbolic links in the snapshot lead. Otherwise returns []."""
+    blobs, to which the symbolic links in the snapshot lead. Otherwise returns []. Also returns [] if blobs is a link, because a
+    folder from an untrusted source may only look like such a cache."""
     real = pathlib.Path(os.path.realpath(path))
-    return [place.parents[1] / "blobs" for place in (real, *real.parents) if place.parent.name == "snapshots"]
+    found = [place.parents[1] / "blobs" for place in (real, *real.parents) if place.parent.name == "snapshots"]
+    return [blobs for blobs in found if not blobs.is_symlink()]
 
 
 def open_without_links(path: pathlib.Path, mode: str, encoding: str | None = None) -> IO[Any]:

@@ -20,7 +20,9 @@ MALLOPT = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-
 NVIDIA = ("nvidia*", "dxg")  # device files; the second is that of Windows' Linux subsystem
 GPU_DEFAULTS = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}  # JAX's default is three quarters; `plan` allows 0.9
 # XLA's compiler ends with "Couldn't find output tile sizes" for some products of small models if it may use Triton for products.
-XLA_GPU_FLAGS = {"--xla_gpu_enable_triton_gemm": "false"}
+# Where CUDA is not installed by pip, XLA's default folder for it is cuda_sdk_lib in the working folder, which may come from an
+# untrusted source. XLA runs the programs in this folder. If the folder given here is missing, XLA searches others, as before.
+XLA_GPU_FLAGS = {"--xla_gpu_enable_triton_gemm": "false", "--xla_gpu_cuda_data_dir": "/usr/local/cuda"}
 TPU = ("accel[0-9]*", "vfio/[0-9]*")  # device files
 # On a machine without TPUs, libtpu waits for the metadata server of a TPU machine, prints errors about missing metadata, and only
 # one process at a time can load it, unless these variables are set.

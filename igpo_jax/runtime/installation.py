@@ -6,13 +6,19 @@ import shutil
 import sys
 
 PACKAGE = pathlib.Path(__file__).parents[1]
+# Program that runs the module in its first argument, as igpo does if a flag names code in the working folder.
+SEARCH_HERE_LAST = """import os, runpy, sys
+sys.path.append(os.getcwd())
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)"""
 
 
 def python_command(module: str) -> list[str]:
     """Returns the command that runs a module of this package in a new process. The new process imports modules from the working
-    folder only if the calling process does."""
-    safe = [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
-    return [sys.executable, *safe, "-m", module]
+    folder only if the calling process does, and likewise before or after all other folders."""
+    here = os.getcwd()
+    if sys.path[0] in ("", here):
+        return [sys.executable, "-m", module]
+    return [sys.executable, "-P", *(["-c", SEARCH_HERE_LAST] if here in sys.path else ["-m"]), module]
 
 
 def command_igpo() -> str:

@@ -2,12 +2,16 @@
 
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import hub_blobs
+from igpo_jax.runtime.files import MOST_BYTES, hub_blobs
+
+METADATA = "_CHECKPOINT_METADATA"  # Orbax's file of a checkpoint's metadata
+READ_AS_A_WHOLE = (METADATA, "_METADATA", "_sharding", "array_metadatas/*", "manifest.ocdbt")
 
 
 def check_files(folder: pathlib.Path, boundary: pathlib.Path) -> None:
@@ -23,6 +27,14 @@ def check_files(folder: pathlib.Path, boundary: pathlib.Path) -> None:
                 inside = any(found.is_relative_to(root) for root in allowed)
                 require(inside, f"{path} leads to {found}, outside of {boundary}; remove the link")
             require(path.is_file() or path.is_dir(), f"{path} is neither a file nor a folder")
+
+
+def check_whole_files(sizes: Mapping[Any, int]) -> None:
+    """Raises ValueError if one of the files that Orbax reads as a whole has more than `MOST_BYTES`. `sizes` is {path: bytes}. A
+    sparse file of gigabytes would otherwise fill the memory, although it takes no space on a disk."""
+    for file, size in sizes.items():
+        if any(map(file.match, READ_AS_A_WHOLE)):
+            require(size <= MOST_BYTES, f"{file}: more than {MOST_BYTES >> 20} MiB")
 
 
 def check_chunks(metadata: Any) -> None:

@@ -1,5 +1,6 @@
 """Checks losses, gradients and parameters for non-finite values, and ends a diverged run with a diagnosis."""
 
+import io
 import math
 import pathlib
 from typing import Any
@@ -12,6 +13,7 @@ from igpo_jax.model.sharding import Params
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.checkpoint_integrity import leaf_names
 from igpo_jax.runtime.bucket_folders import address_of
+from igpo_jax.runtime.files import atomic_write
 from igpo_jax.runtime.mesh import to_host
 
 
@@ -55,7 +57,9 @@ def stop_diverged(
     file = workdir / f"diverged-{stage}-{step}.npz"
     arrays = dict(zip(leaf_names(batch), jax.tree.leaves(to_host(batch)), strict=True))
     if jax.process_index() == 0:
-        np.savez(file, **arrays)
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        atomic_write(file, content.getvalue())  # replaces a link, which a run from others may have in this place
     raise Diverged(
         f"update {step} is number {skips} in a row that was skipped, with loss {last_update['loss']:g} and gradient "
         f"norm {last_update['grad_norm']:g}. What is finite: {cause}. Its batch is in {address_of(file)}; {_good_checkpoint(checkpoints)}. "

@@ -13,11 +13,16 @@ from typing import Any
 
 from igpo_jax.grading.answers import box_spans
 from igpo_jax.runtime.buckets import matching_files
+from igpo_jax.runtime.checks import require
 from igpo_jax.tasks.answer_spans import Span, answer_spans, merged, occurrences
 from igpo_jax.tasks.rows import column, columns_of, is_null, read_rows
 
 log = logging.getLogger(__name__)
 
+# Characters of a solution in which its answer is searched, and places of the answer. Longer or more repetitive solutions were
+# made to exhaust the memory, and give no hints from the part that may show the answer.
+MOST_SEARCHED, MOST_SPANS = 1 << 20, 1000
+MOST_SPANS_IN_ALL = 1 << 24  # of all solutions; a place takes about 170 bytes
 ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator calls
 STRIPPED = re.compile(r"\S(?:.*\S)?", re.DOTALL)
 METAMATH_TYPES = ("GSM_AnsAug", "MATH_AnsAug")
@@ -110,6 +115,7 @@ def load_sources(
     records: dict[str, Record] = {}
     counts: list[SourceCounts] = []
     metamath_questions: set[str] = set()  # many rows share a question
+    spans = 0
     for source in split_sources(text):
         kind, colon, path = source.partition(":")
         if not colon or kind not in FORMATS:
@@ -150,6 +156,9 @@ def load_sources(
                 raise ValueError(f"{place}: the id {record.id!r} has come before")
             count.ids.add(record.id)
             records[record.id] = record
+            spans += len(record.spans)
+            too_many = f"{place}: answers stand in more than {MOST_SPANS_IN_ALL} places; use fewer rows"
+            require(spans <= MOST_SPANS_IN_ALL, too_many)
         if not count.ids:
             raise ValueError(f"{count}: no problem to use")
         if count.dropped:
@@ -210,9 +219,13 @@ def _require_answer(answer: str) -> None:
 
 def _spans(solution: str, answer: str) -> tuple[Span, ...]:
     """Returns the character spans of a solution that give the answer away. These are all spans that `answer_spans` finds, and
-    the content of the last \\boxed{...}. If there is no box, the last occurrence of the answer is added instead."""
+    the content of the last \\boxed{...}. If there is no box, the last occurrence of the answer is added instead. To limit time
+    and memory, returns the whole of a solution longer than `MOST_SEARCHED`, and one span in place of more than `MOST_SPANS`."""
+    if len(solution) > MOST_SEARCHED:
+        return ((0, len(solution)),)
     boxes = [content.span() for span in box_spans(solution)[-1:] if (content := STRIPPED.search(solution, *span))]
-    return tuple(merged([*answer_spans(solution, answer), *(boxes or occurrences(solution, answer)[-1:])]))
+    spans = merged([*answer_spans(solution, answer), *(boxes or occurrences(solution, answer)[-1:])])
+    return tuple(spans) if len(spans) <= MOST_SPANS else ((spans[0][0], spans[-1][1]),)
 
 
 def _spans_or_whole(solution: str, answer: str) -> tuple[Span, ...]:

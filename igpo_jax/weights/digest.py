@@ -33,4 +33,5 @@ def network_digest(path: str | os.PathLike) -> str:
     same hash. If the same model is converted twice, the two results may have different hashes."""
     folder = path_of(path)
     own = (file for file in folder.iterdir() if file.suffix == ".safetensors" or file.name == "config.json")
+    own = (file for file in own if file.is_file())  # opening a named pipe would block
     return files_digest({file: size_of(file) for file in own} | all_files(folder / "params"))

@@ -31,7 +31,7 @@ from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, abstract, abstract_base, parameter_table
 from igpo_jax.runtime import interrupts
 from igpo_jax.runtime.bucket_folders import address_of, new_bucket_folder
-from igpo_jax.runtime.buckets import WEIGHT_FILES, is_address, is_folder, path_of, sizes_in, small_files
+from igpo_jax.runtime.buckets import WEIGHT_FILES, all_files, is_address, is_folder, path_of, sizes_in, small_files
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import raise_on_all_hosts, sole_writer
 from igpo_jax.runtime.files import (
@@ -45,7 +45,7 @@ from igpo_jax.runtime.files import (
     require_stored,
 )
 from igpo_jax.runtime.mesh import AXES
-from igpo_jax.runtime.orbax_files import check_chunks
+from igpo_jax.runtime.orbax_files import check_chunks, check_whole_files
 from igpo_jax.runtime.progress import progress
 from igpo_jax.tokenizers import special_tokens
 from igpo_jax.weights.finite import check_finite
@@ -194,9 +194,7 @@ def stream_model_folder(
     for path, leaf in _leaves(cfg, mesh).items():
         place = _place(folder, path)
         with _one_line_errors(place):
-            for file in place.rglob("*") if isinstance(place, pathlib.Path) else ():
-                require(file.is_file() or file.is_dir(), f"{file} is neither a file nor a folder")  # a pipe would block
-            saved = ocp.metadata(place).metadata["value"]
+            saved = _metadata(place)
             check_chunks(saved)
             if saved.shape != leaf.shape:
                 raise ValueError(f"it has shape {saved.shape}, config.json asks for {leaf.shape}")
@@ -211,6 +209,15 @@ def stream_model_folder(
 def _place(folder: str | os.PathLike, path: Path) -> Any:
     place = path_of(folder) / "params" / ".".join(path)
     return place.absolute() if isinstance(place, pathlib.Path) else place
+
+
+def _metadata(place: Any) -> Any:
+    """Returns Orbax's metadata of the parameter in the folder `place`, after checking the files that Orbax would read. Raises
+    ValueError if a file is a named pipe, which would block the reader, or if `check_whole_files` rejects a file."""
+    for file in place.rglob("*") if isinstance(place, pathlib.Path) else ():
+        require(file.is_file() or file.is_dir(), f"{file} is neither a file nor a folder")
+    check_whole_files(all_files(place))
+    return ocp.metadata(place).metadata["value"]
 
 
 def _stored_bytes(place: Any) -> int:
@@ -314,7 +321,7 @@ def export(
         check_link(path_of(source) / "params")
         require_links_inside(path_of(source) / "params")
     with _one_line_errors(place := _place(source, ("embedding",))):
-        dtype = dtype or ocp.metadata(place).metadata["value"].dtype.name
+        dtype = dtype or _metadata(place).dtype.name
     with new_folder(target) as folder:
         copy_small_files(source, folder)
         stream = stream_model_folder(source, cfg, mesh, dtype, allow_nonfinite)
@@ -420,8 +427,8 @@ def check_link(file: pathlib.Path) -> None:
 @contextlib.contextmanager
 def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Context manager that yields a temporary folder. Renames it to `target` if the body ends without an error, and deletes it
-    otherwise. Raises ValueError if `target` exists, or if another process is writing it. If `target` is in a bucket, see
-    `new_bucket_folder`."""
+    otherwise. Raises ValueError if `target` exists, if another process is writing it, or if a link stands where the temporary
+    folder shall be. If `target` is in a bucket, see `new_bucket_folder`."""
     if is_address(target):
         with new_bucket_folder(os.fspath(target)) as folder:
             yield folder
@@ -429,6 +436,8 @@ def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
     target = pathlib.Path(target).absolute()
     around = target.with_name(f"{target.name}.partial")  # holds the lock and the temporary folder
     partial, first = around / target.name, jax.process_index() == 0
+    # A link in a folder of a stranger may lead to a folder of the user, in which `delete` would find the user's files.
+    require(not around.is_symlink(), f"{around} is a symbolic link; remove it")
 
     def delete() -> None:
         if first:

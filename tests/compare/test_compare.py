@@ -23,6 +23,7 @@ from igpo_jax.compare.arms import (
     SUPERVISED,
     Claim,
     check_arms,
+    create_run_folder,
     parse_arms,
     parse_seeds,
     time_left,
@@ -60,6 +61,15 @@ def folder(tmp_path):
         write_run(tmp_path / f"seed-{seed}" / "igpo", 200, (0, 1.0), seed + 10, wrong=0.25)
         write_run(tmp_path / f"seed-{seed}" / "dapo", 150, (0, 0.1), seed + 20, prompts=16)
     return tmp_path
+
+
+def test_runs_with_different_test_problems_are_not_compared(folder):
+    for arm, test in (("grpo", "a1"), ("igpo", "b2")):
+        file = folder / "seed-1" / arm / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"data": {"test": test}}))
+    with pytest.raises(ValueError, match="seed-1/grpo and .*seed-1/igpo were evaluated on different test problems"):
+        numbers.compare_runs(folder, ["grpo", "igpo"], [0, 1, 2])
+    assert numbers.compare_runs(folder, ["grpo", "dapo"], [0, 1, 2])["problems"] == PROBLEMS
 
 
 SEEDS = [0, 1, 2]
@@ -324,6 +334,15 @@ def test_links_that_lead_out_of_a_comparison_are_refused(place, tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert f"error: {path} leads to {private}, outside of {tmp_path / 'comparison'}; remove the link" in done.stderr
     assert list(private.iterdir()) == []
+
+
+def test_a_link_to_its_own_folder_is_not_copied(tmp_path):
+    (tmp_path / "supervised" / "checkpoints" / "sft").mkdir(parents=True)
+    link = tmp_path / "supervised" / "checkpoints" / "sft" / "link"
+    link.symlink_to(".")
+    with pytest.raises(ValueError, match=f"{link} is a link to a folder; put the folder in its place"):
+        create_run_folder(tmp_path / "grpo")
+    assert not list((tmp_path / "grpo.new").rglob("link"))
 
 
 def test_a_finished_run_of_another_seed_is_refused(tmp_path):

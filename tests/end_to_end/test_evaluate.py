@@ -229,3 +229,5 @@ def test_the_hash_of_a_base_model_needs_no_trust(tmp_path):
     values = {"task": {"name": "mytask"}, "model": {"path": ""}, "lora": {"rank": 0}}
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert base_digest({"path": tmp_path, "stage": "rl", "step": 6}) == base_digest({"path": tmp_path}) == ""
+    (tmp_path / "config.json").write_text("{}")  # all keys have their default values
+    assert base_digest({"path": tmp_path, "stage": "rl", "step": 6}) == ""

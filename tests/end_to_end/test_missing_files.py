@@ -15,7 +15,7 @@ from igpo_jax.run import checkpoint_integrity as integrity
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import open_experiment
 from igpo_jax.run.metrics import LOGS, read_rows
-from igpo_jax.run.missing_files import check_logs
+from igpo_jax.run.missing_files import check_links, check_logs
 from igpo_jax.run.restore import restore_run
 from igpo_jax.run.results import write_result
 from igpo_jax.stages import rl
@@ -277,6 +277,15 @@ def test_a_run_is_not_written_through_a_link_out_of_its_folder(place, finished, 
         elsewhere.mkdir()
     (run / place).symlink_to(elsewhere)
     assert f"{place} leads to {elsewhere}, outside of the run" in refusal(run)
+
+
+def test_events_are_not_written_through_a_link_out_of_the_run(tmp_path):
+    """A stranger who knows the name of the host can guess the name of the next file of TensorBoard."""
+    (tmp_path / "run" / "tensorboard").mkdir(parents=True)
+    link = tmp_path / "run" / "tensorboard" / "events.out.tfevents.1.host"
+    link.symlink_to(tmp_path / "own")
+    with pytest.raises(ValueError, match=f"{link} leads to {tmp_path / 'own'}, outside of the run"):
+        check_links(tmp_path / "run")
 
 
 @pytest.mark.parametrize("row", [

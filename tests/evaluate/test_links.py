@@ -38,6 +38,18 @@ def test_texts_outside_of_an_evaluation_are_not_graded_again(tmp_path):
         find_files(tmp_path / "evaluation", [])
 
 
+def test_a_folder_that_looks_like_the_cache_of_the_hub_leads_to_no_other_texts(tmp_path):
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "own.jsonl").write_text("private")
+    evaluation = tmp_path / "stranger" / "snapshots" / "evaluation"
+    evaluation.mkdir(parents=True)
+    (tmp_path / "stranger" / "blobs").symlink_to(tmp_path / "private")
+    (evaluation / "protocol.json").write_text(json.dumps({"protocol": {"sums": {"task": {"name": "math"}}}}))
+    (evaluation / "sums.jsonl").symlink_to("../../blobs/own.jsonl")
+    with pytest.raises(ValueError, match="sums.jsonl leads to .*private/own.jsonl, outside of"):
+        find_files(evaluation, [])
+
+
 def test_results_behind_a_link_are_not_replaced_by_a_part_of_them(opened, tmp_path):
     (tmp_path / "sums.jsonl").symlink_to(tmp_path / "elsewhere")
     model, experiment = opened

@@ -4,6 +4,7 @@ reads the files."""
 import json
 import os
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +83,31 @@ def test_such_a_checkpoint_is_passed_over(change, reason, saved, tmp_path, caplo
     assert reason in caplog.text
 
 
+def make_huge_metadata(folder):
+    os.truncate(folder / "2" / "_CHECKPOINT_METADATA", 10**10)
+
+
+@pytest.mark.parametrize("change", [make_pipe, make_huge_metadata])
+def test_metadata_that_is_a_pipe_or_huge_is_refused_before_orbax_reads_it(change, saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "run" / "checkpoints" / "sft")
+    change(folder)
+    with pytest.raises(ValueError, match=f"2/_CHECKPOINT_METADATA is no file of at most 64 MiB; move {folder}/2 away"):
+        Checkpoints(folder, keep=3)
+
+
+def test_metrics_that_are_a_pipe_do_not_block_the_run(saved, tmp_path, caplog):
+    folder = shutil.copytree(saved, tmp_path / "run" / "checkpoints" / "sft")
+    pipe = folder / "2" / "metrics" / "metrics"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    opening = threading.Thread(target=integrity.remove_unreadable_metrics, args=(folder,), daemon=True)
+    opening.start()
+    opening.join(5)
+    if opening.is_alive():
+        os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    assert "is no file); removed" in caplog.text and newest(folder) == 2
+
+
 def test_links_within_the_run_and_into_the_blobs_of_the_hub_are_followed(saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "models--a--b" / "snapshots" / "0123" / "checkpoints" / "sft")
     for number, file in enumerate([path for path in sorted(folder.rglob("*")) if path.is_file()]):
@@ -107,6 +133,19 @@ def test_holes_and_second_links_do_not_make_a_folder_larger(tmp_path):
     with (tmp_path / "hole").open("wb") as file:
         file.truncate(10**12)
     assert 100_000 <= folder_size(tmp_path) < 200_000
+
+
+def test_a_link_to_another_file_is_no_data_of_a_folder(tmp_path):
+    (tmp_path / "large").write_bytes(bytes(100_000))
+    model = tmp_path / "snapshots" / "model"
+    model.mkdir(parents=True)
+    (model / "padding").symlink_to(tmp_path / "large")
+    assert folder_size(model) == 0
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "1").write_bytes(bytes(50_000))
+    (model / "array").symlink_to("../../blobs/1")
+    (model / "again").symlink_to("array")
+    assert folder_size(model) == 50_000
 
 
 def test_another_tokenizer_is_another_run():

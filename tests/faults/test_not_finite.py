@@ -12,7 +12,7 @@ import pytest
 from igpo_jax.model.transformer import ModelConfig, init, shardings
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.metrics import read_rows
-from igpo_jax.stages.divergence import Diverged, check_parameters, count_skipped
+from igpo_jax.stages.divergence import Diverged, check_parameters, count_skipped, stop_diverged
 from igpo_jax.training.policy import Policy
 from igpo_jax.training.state import OptimizerConfig, apply_gradients, create_state, make_optimizer
 
@@ -54,6 +54,17 @@ def test_an_update_that_is_not_finite_changes_nothing_but_its_number_and_the_sch
 @pytest.mark.parametrize("skipped, before, after", [([0, 0], 3, 0), ([1, 1], 3, 5), ([1, 0, 1, 1], 3, 2), ([1, 0], 3, 0)])
 def test_skipped_updates_in_a_row_are_counted_over_lines_of_the_log(skipped, before, after):
     assert count_skipped(np.array(skipped, bool), before) == after
+
+
+def test_the_batch_of_a_diverged_run_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "own").write_text("own")
+    (tmp_path / "run").mkdir()
+    file = tmp_path / "run" / "diverged-sft-7.npz"
+    file.symlink_to(tmp_path / "own")
+    last = {"loss": np.nan, "grad_norm": np.nan, "finite_gradients": {"w": True}}
+    with Checkpoints(tmp_path / "run" / "checkpoints" / "sft", keep=1) as checkpoints, pytest.raises(Diverged, match=str(file)):
+        stop_diverged(tmp_path / "run", 7, "sft", 3, last, {"w": jnp.ones(3)}, {"tokens": np.arange(4)}, checkpoints)
+    assert (tmp_path / "own").read_text() == "own" and np.load(file)["tokens"].tolist() == [0, 1, 2, 3]
 
 
 def test_parameters_that_are_not_finite_are_not_saved(tmp_path):

@@ -108,12 +108,16 @@ def test_without_the_compiler_the_error_names_the_extra(monkeypatch):
         topology_devices("h100:8", 1)
 
 
+CUDA = "--xla_gpu_cuda_data_dir=/usr/local/cuda"  # by default, XLA runs ptxas of cuda_sdk_lib in the working folder
+
+
 @pytest.mark.parametrize(
     "given, expected",
     [
-        ("", "--xla_gpu_enable_triton_gemm=false"),
-        ("--xla_dump_to=x", "--xla_dump_to=x --xla_gpu_enable_triton_gemm=false"),
-        ("--xla_gpu_enable_triton_gemm=true", "--xla_gpu_enable_triton_gemm=true"),
+        ("", f"--xla_gpu_enable_triton_gemm=false {CUDA}"),
+        ("--xla_dump_to=x", f"--xla_dump_to=x --xla_gpu_enable_triton_gemm=false {CUDA}"),
+        ("--xla_gpu_enable_triton_gemm=true", f"--xla_gpu_enable_triton_gemm=true {CUDA}"),
+        ("--xla_gpu_cuda_data_dir=/opt/cuda", "--xla_gpu_cuda_data_dir=/opt/cuda --xla_gpu_enable_triton_gemm=false"),
     ],
 )
 def test_flags_of_gpus_are_set_unless_the_user_has_set_them(given, expected, monkeypatch):

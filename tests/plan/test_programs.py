@@ -206,6 +206,7 @@ def test_rollouts_of_common_lengths_are_interpolated_between_the_smallest_and_th
     ("{}", "is not the number of prompts"), ('{"a": 1}', "is not the number of prompts"), ('{"9": 1.5}', "is not the number of prompts"),
     ('{"9": 99999999999}', "at most"), (json.dumps({str(n): 1 << 62 for n in range(4)} | {"9": 5}), "at most"),
     ('{"9": 9223372036854775808}', "at most"), ('{"99999999999999999999999999": 2}', "at most"), ("[", "lengths.json"),
+    ('{"' + 5000 * "9" + '": 2}', "lengths.json: at most"),
 ])  # fmt: skip
 def test_a_file_without_lengths_is_named(text, message, tmp_path):
     (tmp_path / "lengths.json").write_text(text)

@@ -57,6 +57,15 @@ def test_a_run_without_rl_and_an_unknown_chip_are_refused(mesh):
         tuning.tune(parsed(), mesh, None, False, lambda record: None)
 
 
+def test_a_sampler_that_does_not_compile_is_no_unknown_chip(mesh, monkeypatch):
+    measured = {"peak_gib": 1e9, "per_iteration": 1, "resident_gib": {}, "error": "RESOURCE_EXHAUSTED"}
+    monkeypatch.setattr(tuning, "CHIPS", {mesh.devices.flat[0].device_kind: None})
+    monkeypatch.setattr(tuning, "measure", lambda program: measured)
+    monkeypatch.setattr(tuning, "remat_choice", lambda *_: {"choice": None, "programs": {}})
+    with pytest.raises(ValueError, match="no setting fits; see the advice of plan without --tune"):
+        tuning.tune(parsed(), mesh, None, False, lambda line: None)
+
+
 def test_overrides_are_the_keys_that_differ():
     one, other = parsed(), parsed(sampler__cache="dual", rl__microbatches=2, model__remat="full")
     expected = ["--config.sampler.cache=dual", "--config.rl.microbatches=2", "--config.model.remat=full"]

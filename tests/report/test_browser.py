@@ -137,6 +137,9 @@ def test_a_chart_becomes_csv(visit, runs):
 def test_a_name_does_not_become_a_formula_of_a_spreadsheet(visit, runs):
     page = visit(write_report(runs[0].rename(runs[0].with_name('=HYPERLINK("x")'))))
     assert page.evaluate("chartAsCsv(0)").splitlines()[1].startswith('"\'=HYPERLINK(""x"")",')
+    for begin in ("=", "\n=", " +", "\r@", "\u00a0-", "＝", "＋", "－", "＠", "﹦"):
+        assert page.evaluate("cell", f"{begin}1+1") == f'"\'{begin}1+1"'
+    assert page.evaluate("[cell(null), cell('20%'), cell(-1)]") == ['""', '"20%"', -1]
 
 
 def test_the_figures_of_a_comparison_become_csv(visit, tmp_path):

@@ -104,9 +104,10 @@ def test_saves_leave_no_open_files_and_threads(saves, tmp_path):
 @pytest.mark.parametrize("part", [
     {"sums": [1]}, {"data": 5}, {"unlogged": 3}, {"data_position": "1"}, {"logs": []}, {"logs": {"metrics.jsonl": 5}},
     {"logs": {"metrics.jsonl": ["1", 2]}}, {"logs": {"../precious.txt": [1, 2]}},
+    {"unlogged": [1.0]}, {"unlogged": [[1.0, None]]}, {"unlogged": [[1.0]]}, {"unlogged": "ab"}, {"unlogged": [{"a": 1.0}]},
 ])  # fmt: skip
 def test_metadata_of_other_types_is_damaged(part):
-    right = {"data_position": 1, "sums": {}, "data": {}, "unlogged": [], "logs": {"metrics.jsonl": [1, 2]}}
+    right = {"data_position": 1, "sums": {}, "data": {}, "unlogged": [[1.0, 2.0]], "logs": {"metrics.jsonl": [1, 2]}}
     integrity.check_metadata(right, 1)
     with pytest.raises(ValueError, match="has changed since it was saved"):
         integrity.check_metadata(right | part, 1)

@@ -8,7 +8,7 @@ import pytest
 
 from igpo_jax import config as configuration
 from igpo_jax.run import problems as run_problems
-from igpo_jax.run.experiment import open_experiment, read_run_config
+from igpo_jax.run.experiment import _with_saved_attention, open_experiment, read_run_config
 from igpo_jax.tasks import math
 from run_configs import GSM8K_SAMPLE, contents, error_of, gsm8k, tiny
 
@@ -180,6 +180,11 @@ def test_a_run_keeps_the_back_end_of_attention_that_it_began_with(tmp_path, save
     assert experiment.config.model.attention == expected == json.loads(file.read_text())["model"]["attention"]
     assert experiment.model.attention == "xla"
     assert experiment.fingerprint == configuration.fingerprint(tiny(model__attention="splash"))
+
+
+def test_a_section_that_a_file_lacks_has_the_default_values(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert _with_saved_attention(tmp_path, tiny(model__attention="auto")).model.attention == "xla"
 
 
 def test_a_run_may_continue_with_other_buckets_below_the_largest(tmp_path):

@@ -12,6 +12,7 @@ from igpo_jax.data.pipeline import hintable_tokens
 from igpo_jax.tasks import math
 from igpo_jax.tasks.answer_spans import answer_spans, formulas, in_brackets, occurrences
 from igpo_jax.tasks.rows import read_rows
+from igpo_jax.tasks.sources import load_sources
 
 CHARACTERS = 100_000
 SECONDS = 5.0  # of CPU time; linear code needs less than a second, quadratic code more than ten
@@ -60,6 +61,22 @@ def test_a_long_answer_is_found_where_its_text_stands(text):
     begin = solution.find(answer)
     assert covered == {*range(begin, begin + len(answer)), *range(solution.rfind(answer), solution.rfind(answer) + len(answer))}
     assert list(answer_spans(solution, answer)) == occurrences(solution, answer)
+
+
+@pytest.mark.parametrize("repeated, spans", [(1000, 1000), (1001, 1), (2**20, 1)])
+def test_the_places_of_an_answer_need_little_memory(repeated, spans, tmp_path, in_time):
+    solution = "5 " * repeated
+    (tmp_path / "long.jsonl").write_text(json.dumps({"question": "2 + 3?", "answer": "5", "solution": solution}) + "\n")
+    [record], _ = load_sources(f"jsonl:{tmp_path / 'long.jsonl'}", math.defaults()["fields"])
+    assert len(record.spans) == spans and record.spans[0][0] == 0 and record.spans[-1][1] == len(record.solution)
+
+
+def test_the_places_of_all_answers_need_little_memory(tmp_path, monkeypatch):
+    row = {"question": "2 + 3?", "answer": "5", "solution": "5 " * 10}
+    (tmp_path / "many.jsonl").write_text((json.dumps(row) + "\n") * 3)
+    monkeypatch.setattr("igpo_jax.tasks.sources.MOST_SPANS_IN_ALL", 29)
+    with pytest.raises(ValueError, match=r"many.jsonl, line 3: answers stand in more than 29 places; use fewer rows"):
+        load_sources(f"jsonl:{tmp_path / 'many.jsonl'}", math.defaults()["fields"])
 
 
 def test_many_columns(tmp_path, in_time):

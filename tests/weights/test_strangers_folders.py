@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 import types
 
 import jax
@@ -15,6 +16,8 @@ import pytest
 from igpo_jax.run import export as run_export
 from igpo_jax.runtime.files import require_plain_name
 from igpo_jax.runtime.mesh import make_mesh
+from igpo_jax.weights import folders
+from igpo_jax.weights.digest import network_digest
 from igpo_jax.weights.folders import convert, export, load_params
 from igpo_jax.weights.huggingface import INDEX, folder_model_config, llada_config, tensor_names
 from igpo_jax.weights.safetensors_files import stored_tensors
@@ -223,3 +226,42 @@ def test_a_header_without_end_is_not_read(tmp_path):
         file.truncate(6 * 10**9 + 8)  # takes no space
     with pytest.raises(ValueError, match="a header of 6000000000 bytes"):
         stored_tensors(tmp_path)
+
+
+def test_a_huge_file_that_orbax_would_read_as_a_whole_is_refused(converted, tmp_path, mesh):
+    folder = shutil.copytree(converted / "model", tmp_path / "model")
+    for name in ("_CHECKPOINT_METADATA", "state/_sharding"):
+        file = folder / "params" / "embedding" / name
+        size = file.stat().st_size
+        os.truncate(file, 10**8)  # a hole
+        for use in (
+            lambda: load_params(folder, folder_model_config(folder), mesh),
+            lambda: export(folder, tmp_path / "target", mesh),
+        ):
+            with pytest.raises(ValueError, match=f"embedding cannot be read: .*{name}: more than 64 MiB"):
+                use()
+        os.truncate(file, size)
+
+
+def test_a_named_pipe_does_not_block_the_hash_of_a_model(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    before = network_digest(tmp_path)
+    os.mkfifo(tmp_path / "x.safetensors")
+    reader = threading.Thread(target=network_digest, args=(tmp_path,), daemon=True)
+    reader.start()
+    reader.join(5)
+    blocked = reader.is_alive()
+    if blocked:
+        os.close(os.open(tmp_path / "x.safetensors", os.O_WRONLY | os.O_NONBLOCK))
+    assert not blocked and network_digest(tmp_path) == before
+
+
+def test_a_link_in_place_of_the_temporary_folder_leads_to_no_deletion(tmp_path):
+    own = tmp_path / "home" / "target"
+    own.mkdir(parents=True)
+    (tmp_path / "stranger").mkdir()
+    (tmp_path / "stranger" / "target.partial").symlink_to(tmp_path / "home")
+    with pytest.raises(ValueError, match="target.partial is a symbolic link; remove it"):
+        with folders.new_folder(tmp_path / "stranger" / "target"):
+            pass
+    assert list((tmp_path / "home").iterdir()) == [own]
