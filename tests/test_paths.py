@@ -28,7 +28,8 @@ LOCAL = {  # modules that do so -> what the paths are
     "runtime/locks.py": "a folder on this machine",
     "runtime/orbax_files.py": "links, which buckets do not have",
     "tasks/rows.py": "files that `local_file` returns",
-    "weights/folders.py": "folders that are written, links",
+    "weights/new_folders.py": "folders that are written, links",
+    "weights/folders.py": "files that are written",
     "weights/huggingface.py": "files for which `path_of` has been called",
     "weights/safetensors_files.py": "files that are written",
 }

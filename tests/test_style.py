@@ -26,3 +26,17 @@ def test_every_data_file_of_the_package_is_installed():
     installed = {ROOT.joinpath(*package.split("."), name) for package, names in named.items() for name in names}
     files = {file for file in (ROOT / "igpo_jax").rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
     assert files == installed
+
+
+def test_files_and_functions_are_small():
+    large = []
+    for file in sorted((ROOT / "igpo_jax").rglob("*.py")):
+        lines = len(file.read_text().splitlines())
+        large += [f"{file}: {lines} lines"] * (lines > 450)
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                place, size = f"{file}:{node.lineno}, {node.name}", node.end_lineno - node.lineno + 1
+                names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                wide = len([name for name in names if name not in ("self", "cls")])
+                large += [f"{place}: {size} lines"] * (size > 80) + [f"{place}: {wide} parameters"] * (wide > 8)
+    assert not large

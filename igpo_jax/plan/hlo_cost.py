@@ -2,8 +2,7 @@
 
 XLA's own cost analysis counts the body of a loop only once. This module multiplies the cost of the body by the number of
 iterations, or by the maximum number of iterations if the loop may end early. The cost consists of the FLOPs of matrix products,
-the HBM traffic into and out of fusions, and the bytes received through collectives. The module reads the HLO text of XLA's CPU,
-TPU and GPU compilers."""
+the HBM traffic of fusions, and the bytes received through collectives. The HLO text may be of XLA's CPU, TPU or GPU compiler."""
 
 import collections
 import dataclasses
@@ -446,7 +445,6 @@ def _groups(instruction: Instruction) -> list[list[int]]:
 def _iota(text: str) -> np.ndarray:
     """Returns the array of device ids that a text in HLO's iota notation describes. For example, "[4,2]T(1,0)" describes the
     ids 0 to 7 in an array of shape [4, 2], which is then transposed."""
-    shape, order = _matched(r"^\[([\d,]+)\](?:T\(([\d,]+)\))?$", text.strip())
-    shape = [int(n) for n in shape.split(",")]
-    ids = np.arange(math.prod(shape)).reshape(shape)
+    sizes, order = _matched(r"^\[([\d,]+)\](?:T\(([\d,]+)\))?$", text.strip())
+    ids = np.arange(math.prod(shape := [int(n) for n in sizes.split(",")])).reshape(shape)
     return ids if order is None else ids.transpose([int(n) for n in order.split(",")])

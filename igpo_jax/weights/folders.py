@@ -12,7 +12,6 @@ import math
 import os
 import pathlib
 import resource
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -21,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
@@ -29,20 +27,16 @@ from orbax.checkpoint import v1 as ocp
 from igpo_jax.model import int8
 from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig, abstract, abstract_base, parameter_table
-from igpo_jax.runtime import interrupts
-from igpo_jax.runtime.bucket_folders import address_of, new_bucket_folder
-from igpo_jax.runtime.buckets import WEIGHT_FILES, all_files, is_address, is_folder, path_of, sizes_in, small_files
+from igpo_jax.runtime.bucket_folders import address_of
+from igpo_jax.runtime.buckets import all_files, is_address, is_folder, path_of, sizes_in, small_files
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.distributed import raise_on_all_hosts, sole_writer
 from igpo_jax.runtime.files import (
     atomic_write,
     first_line,
     folder_size,
-    hub_blobs,
     read_json,
     require_links_inside,
     require_plausible,
-    require_stored,
 )
 from igpo_jax.runtime.mesh import AXES
 from igpo_jax.runtime.orbax_files import check_chunks, check_whole_files
@@ -58,9 +52,9 @@ from igpo_jax.weights.huggingface import (
     read_model_json,
     tensor_names,
 )
+from igpo_jax.weights.new_folders import ORIGIN, check_link, copy_small_files, new_folder
 from igpo_jax.weights.safetensors_files import Stored, fill_files, read_weight_map, stored_tensors, write_headers
 
-ORIGIN = "origin.json"  # of a model folder: the Hugging Face folder or model that it was converted from
 Stream = Iterator[tuple[Path, jax.Array]]  # (path of a parameter, its value)
 
 
@@ -399,70 +393,3 @@ def write_safetensors(
                     opened.seek(begin)
                     opened.write(tensor.view(np.uint8).reshape(-1).data)
         del value
-
-
-def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
-    """Copies the files of a model that are not weights, such as the configuration, the tokenizer, the modeling code and the
-    license. Does not copy `ORIGIN`. Only process 0 copies files. Raises ValueError on all processes if `check_link` or
-    `require_stored` refuses a file."""
-    with raise_on_all_hosts():
-        for file in sorted(small_files(source).iterdir()) if jax.process_index() == 0 else ():
-            if file.is_file() and file.suffix not in WEIGHT_FILES and file.name != ORIGIN:
-                check_link(file)
-                require_stored(file)
-                shutil.copyfile(file, target / file.name)
-
-
-def check_link(file: pathlib.Path) -> None:
-    """Raises ValueError if `file`, which will be copied or converted, is a symbolic link that leads out of its folder. The
-    folder may come from an untrusted source, and such a link could lead to any file of the user. Links to the blobs of the same
-    model in Hugging Face's cache are allowed."""
-    folder = pathlib.Path(os.path.realpath(file.parent))
-    found = pathlib.Path(os.path.realpath(file))
-    if not any(found.is_relative_to(allowed) for allowed in (folder, *hub_blobs(folder))):
-        remedy = "replace the link by a copy of that file if it belongs to the model"
-        raise ValueError(f"{file} is a symbolic link to {found}, outside of its folder; {remedy}")
-
-
-@contextlib.contextmanager
-def new_folder(target: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Context manager that yields a temporary folder. Renames it to `target` if the body ends without an error, and deletes it
-    otherwise. Raises ValueError if `target` exists, if another process is writing it, or if a link stands where the temporary
-    folder shall be. If `target` is in a bucket, see `new_bucket_folder`."""
-    if is_address(target):
-        with new_bucket_folder(os.fspath(target)) as folder:
-            yield folder
-        return
-    target = pathlib.Path(target).absolute()
-    around = target.with_name(f"{target.name}.partial")  # holds the lock and the temporary folder
-    partial, first = around / target.name, jax.process_index() == 0
-    # A link in a folder of a stranger may lead to a folder of the user, in which `delete` would find the user's files.
-    require(not around.is_symlink(), f"{around} is a symbolic link; remove it")
-
-    def delete() -> None:
-        if first:
-            shutil.rmtree(partial, ignore_errors=True)
-
-    def delete_around() -> None:
-        if first:
-            with contextlib.suppress(OSError):  # another process has taken the lock
-                around.rmdir()
-
-    with interrupts.before_end(delete_around), sole_writer(around):
-        if target.exists() or target.is_symlink():
-            raise ValueError(f"{target} exists already; give a folder that does not")
-        delete()  # what a killed process may have left
-        if first:
-            partial.mkdir()
-        multihost_utils.sync_global_devices("new_folder created")
-        try:
-            with interrupts.before_end(delete):
-                yield partial
-        except BaseException:
-            delete()
-            raise
-        multihost_utils.sync_global_devices("new_folder written")
-        if first:
-            partial.rename(target)
-        multihost_utils.sync_global_devices("new_folder renamed")
-    delete_around()  # `sole_writer` keeps it if a killed process had made it

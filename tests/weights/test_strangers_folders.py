@@ -16,10 +16,10 @@ import pytest
 from igpo_jax.run import export as run_export
 from igpo_jax.runtime.files import require_plain_name
 from igpo_jax.runtime.mesh import make_mesh
-from igpo_jax.weights import folders
 from igpo_jax.weights.digest import network_digest
 from igpo_jax.weights.folders import convert, export, load_params
 from igpo_jax.weights.huggingface import INDEX, folder_model_config, llada_config, tensor_names
+from igpo_jax.weights.new_folders import new_folder
 from igpo_jax.weights.safetensors_files import stored_tensors
 from model_folders import PLAIN, write_folder
 
@@ -262,6 +262,6 @@ def test_a_link_in_place_of_the_temporary_folder_leads_to_no_deletion(tmp_path):
     (tmp_path / "stranger").mkdir()
     (tmp_path / "stranger" / "target.partial").symlink_to(tmp_path / "home")
     with pytest.raises(ValueError, match="target.partial is a symbolic link; remove it"):
-        with folders.new_folder(tmp_path / "stranger" / "target"):
+        with new_folder(tmp_path / "stranger" / "target"):
             pass
     assert list((tmp_path / "home").iterdir()) == [own]
