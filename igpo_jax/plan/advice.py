@@ -14,6 +14,7 @@ from igpo_jax.model import transformer
 from igpo_jax.model.sharding import shard_bytes
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.plan.programs import GIB, Fitted, Report, checkpoint_bytes, fitted, gpu_hosts, measure, program_of, programs
+from igpo_jax.run.microbatch_choice import base_copy_stays
 from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import batch_size_divisor, slice_count
 from igpo_jax.training.policy import Policy
@@ -49,6 +50,7 @@ def plan(
     result |= {"slices": slice_count(list(mesh.devices.flat)), "hosts": len(set(gpu_hosts(mesh))) or 1}
     result |= {"mesh": dict(mesh.shape), "model": run.shape_from, "attention": model.attention}
     result |= {"layout": config.sampler.layout, "sampling_mesh": dict(run.sampling_mesh.shape)}
+    result["base_copy_stays"] = base_copy_stays(config, model, mesh, run.sampling_mesh)
     result |= {"rollout_chunks": config.rl.rollout_chunks, "microbatches": config.rl.microbatches}
     result |= {"evaluation_batch_size": config.evaluation.batch_size}
     result |= {"iterations": config.rl.iterations, "checkpoint_gb": checkpoint_bytes(run) / 1e9}

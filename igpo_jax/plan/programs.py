@@ -32,7 +32,7 @@ from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import LogProbs, compute_logprobs
 from igpo_jax.rl.update import make_update
 from igpo_jax.run.layout import with_layout
-from igpo_jax.run.microbatch_choice import with_microbatches
+from igpo_jax.run.microbatch_choice import base_copy_stays, with_microbatches
 from igpo_jax.runtime.buckets import path_of
 from igpo_jax.runtime.checks import present
 from igpo_jax.runtime.chips import CHIPS, Chip
@@ -134,6 +134,9 @@ class Shapes:
             self.reference = abstract_attach(present(self.base), policy.abstract(mesh)) if sft.updates else self.base
         self.sft_resident = {"training state": self.sft_state} | frozen
         self.rl_resident = {"training state": self.rl_state, "reference": self.reference} | frozen
+        self.sampling_base = policy.abstract_base(self.sampling_mesh)
+        if base_copy_stays(config, model, mesh, self.sampling_mesh):
+            self.rl_resident["copy of frozen"] = self.sampling_base
         key = jax.eval_shape(lambda: jax.random.key(0))
         self.key = host(key.dtype, *key.shape)
 
@@ -141,7 +144,8 @@ class Shapes:
         """Returns the shapes of the parameters that the sampler uses, given the shapes of a training state."""
         if self.sampling_mesh == self.mesh:
             return self.policy.abstract_sampling(state.params, self.base, self.mesh)
-        return self.policy.abstract_for_sampling(self.sampling_mesh)
+        trained = self.policy.abstract(self.sampling_mesh)
+        return self.policy.abstract_sampling(trained, self.sampling_base, self.sampling_mesh)
 
     def rows(self, dtype, *shape: int, mesh: Mesh | None = None) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh or self.mesh, P(BATCH)))

@@ -80,9 +80,10 @@ def setting(result: dict) -> str:
     if "layout" not in result:  # plans of earlier versions
         return lines
     sampling = ", ".join(f"{axis} {size}" for axis, size in result["sampling_mesh"].items())
+    stays = ", the copy of frozen weights stays" * result.get("base_copy_stays", False)
     sizes = f"{result['rollout_chunks']} chunks per rollout, {result['evaluation_batch_size']} rows per batch of an evaluation"
     sizes += f"; microbatches per update: {result.get('microbatches', 1)}"
-    return f"{lines}\nSampling: layout {result['layout']} (mesh: {sampling}), {sizes}"
+    return f"{lines}\nSampling: layout {result['layout']} (mesh: {sampling}){stays}, {sizes}"
 
 
 def program_table(result: dict) -> list[str]:

@@ -1,5 +1,6 @@
-"""Chooses rl.microbatches, the number of microbatches into which a batch is split to save memory. Log-probabilities and
-gradients are computed for one microbatch after the other."""
+"""Chooses what depends on the memory that updates need: rl.microbatches, and whether the copy of frozen parameters for sampling
+stays in memory. A batch is split into microbatches to save memory. Log-probabilities and gradients are computed for one
+microbatch after the other."""
 
 import dataclasses
 
@@ -27,6 +28,17 @@ def with_microbatches(config: Config, model: ModelConfig, mesh: Mesh) -> Config:
     needed = {n: update_bytes(config, model, mesh, n) for n in numbers}
     number = next((n for n in numbers if needed[n] <= limit), min(numbers, key=needed.__getitem__))
     return dataclasses.replace(config, rl=dataclasses.replace(rl, microbatches=number))
+
+
+def base_copy_stays(config: Config, model: ModelConfig, mesh: Mesh, sampling: Mesh) -> bool:
+    """Returns whether the RL stage copies the frozen parameters under adapters to the mesh of sampling only once, and keeps the
+    copy. This is the case if updates are estimated to fit into memory beside the copy. Otherwise, all parameters are copied
+    before each rollout and evaluation, and the copy is freed. Without adapters, and if `sampling` equals `mesh`, the mesh of
+    training, nothing can be kept. The configuration must come from `with_layout` and `with_microbatches`."""
+    if config.lora is None or sampling == mesh or not config.rl.iterations:
+        return False
+    copied = shard_bytes(Policy(model, config.lora).abstract_base(sampling))
+    return update_bytes(config, model, mesh, config.rl.microbatches) + copied <= usable_bytes(mesh)
 
 
 def update_bytes(config: Config, model: ModelConfig, mesh: Mesh, number: int) -> float:
