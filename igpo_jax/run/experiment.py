@@ -297,7 +297,7 @@ def _with_data(
         if arrays is not None and len(arrays.tokens) < size:
             raise ValueError(f"{len(arrays.tokens)} problems do not fill a batch of {key}={size}")
     lengths = prompts.prompt_mask.sum(axis=1) if prompts is not None else None
-    config, sampling_mesh = with_layout(with_microbatches(config, model, mesh), model, mesh, lengths)
+    config, sampling_mesh = with_layout(with_microbatches(config, model, mesh, lengths), model, mesh, lengths)
     pool = reward_pool(config.task, config.reward)
     arrays = (sft_data, heldout, rl_data, test_data)
     return Experiment(workdir, config, fingerprints, data, dropped, tokenizer, model, mesh, sampling_mesh, *arrays, pool)

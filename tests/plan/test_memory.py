@@ -100,8 +100,8 @@ def live_bytes_of_a_run(experiment, monkeypatch) -> dict[str, int]:
     sampled = functools.partial(decoding.complete, sampler=watched("sample", decoding.sample))
     monkeypatch.setattr(rollout, "complete", sampled)
     monkeypatch.setattr(stage, "compute_logprobs", watched("score", stage.compute_logprobs))
-    make_update = stage.make_update
-    monkeypatch.setattr(stage, "make_update", lambda *args: watched("update", make_update(*args)))
+    make_update = stage.make_update_of_parts
+    monkeypatch.setattr(stage, "make_update_of_parts", lambda *args: watched("update", make_update(*args)))
     monkeypatch.setattr(decoding, "sample", watched("evaluate", decoding.sample))
     monkeypatch.setattr(sft_module, "heldout_bound", watched("heldout", sft_module.heldout_bound))
     monkeypatch.setattr(Checkpoints, "save", lambda *_, **__: None)  # on CPUs, saving makes copies
