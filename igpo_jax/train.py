@@ -131,6 +131,7 @@ def first_lines(experiment: Experiment) -> list[str]:
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"
     copy = shard_bytes(Policy(model, config.lora).abstract_for_sampling(experiment.sampling_mesh)) / 2**30
     layout = f"{config.sampler.layout} on {dict(experiment.sampling_mesh.shape)} with {copy:.2g} GiB of weights per device"
+    layout += " (the copy of the frozen ones stays)" * experiment.base_copy_stays
     chosen = f"chosen: attention: {model.attention}; sampler.layout: {layout}; chunks of a rollout: {rl.rollout_chunks}; "
     return [
         f"{shown_path(experiment.workdir)}: {parameters:,} parameters; {'; '.join(stages)}",

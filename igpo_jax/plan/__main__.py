@@ -63,7 +63,7 @@ def main(_):
         if "rollouts" in result:
             result["rollouts"]["prompts"] = LENGTHS.value or "GSM8K and MATH"
         if REMAT.value:
-            result["remat"] = remat_choice(config, mesh)
+            result["remat"] = remat_choice(config, mesh, lengths=lengths)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(escape_controls(json.dumps(result, indent=2) if JSON.value else as_text(result)))

@@ -14,6 +14,7 @@ from igpo_jax.model import transformer
 from igpo_jax.model.sharding import shard_bytes
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.plan.programs import GIB, Fitted, Report, checkpoint_bytes, fitted, gpu_hosts, measure, program_of, programs
+from igpo_jax.run.microbatch_choice import base_copy_stays, training_share
 from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import batch_size_divisor, slice_count
 from igpo_jax.training.policy import Policy
@@ -51,6 +52,7 @@ def plan(
     result |= {"layout": config.sampler.layout, "sampling_mesh": dict(run.sampling_mesh.shape)}
     microbatches = (config.rl if config.rl.iterations else config.sft).microbatches
     result |= {"rollout_chunks": config.rl.rollout_chunks, "microbatches": microbatches}
+    result["base_copy_stays"] = base_copy_stays(config, model, mesh, run.sampling_mesh)
     result |= {"evaluation_batch_size": config.evaluation.batch_size}
     result |= {"iterations": config.rl.iterations, "sft_updates": config.sft.updates}
     result |= {"checkpoint_gb": checkpoint_bytes(run) / 1e9}
@@ -69,8 +71,8 @@ def typical_rollout(
     run: Fitted, records: list[dict[str, Any]], lengths: np.ndarray, report: Report = lambda line: None
 ) -> dict[str, Any] | None:
     """Estimates rollouts whose prompts have the given `lengths` in tokens, int [n]. Returns a dict with the mean number of
-    positions per sequence (prompt, padding and completion), the largest number of positions, and the mean seconds per call of
-    the program named sample.
+    positions per sequence (prompt, padding and completion), the largest number of positions, the mean seconds per call of the
+    program named sample, and the share of the time of scores and updates that they take if prompts have these lengths.
 
     Compiles this program for the smallest prompt bucket. `records` must contain its measurements for the largest bucket. The
     seconds for other buckets are interpolated linearly, because nearly all computation is proportional to the number of
@@ -94,18 +96,22 @@ def typical_rollout(
     padded = [bucket_of(batch.max(), buckets) for batch in batches]
     expected = float(np.mean(np.interp(padded, [buckets[0], buckets[-1]], seconds)))
     means = {"mean_positions": float(np.mean(padded)) + length, "estimated_seconds": expected}
-    return means | {"most_positions": buckets[-1] + length}
+    share = training_share(config, run.model, run.mesh, lengths)
+    return means | {"most_positions": buckets[-1] + length, "training_share": share}
 
 
-def remat_choice(config: Config, mesh: Mesh, known: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+def remat_choice(
+    config: Config, mesh: Mesh, known: dict[str, dict[str, Any]] | None = None, lengths: np.ndarray | None = None
+) -> dict[str, Any]:
     """Compiles the update of the run's last stage with each value of model.remat. Returns {"programs": {value: measurements},
     "choice": value}. The choice is the value with the shortest estimated time among the values that fit into memory, or None if
-    no value fits. `known` is {value: measurements} for the values that have already been compiled."""
+    no value fits. `known` is {value: measurements} for the values that have already been compiled. `lengths` are those of
+    `plan`."""
     name = "update" if config.rl.iterations else "sft"
     memory, records = device_memory_gib(mesh.devices.flat[0]), {}
     for remat in ("none", "dots", "full"):
         changed = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
-        records[remat] = (known or {}).get(remat) or measure(program_of(fitted(changed, mesh), name))
+        records[remat] = (known or {}).get(remat) or measure(program_of(fitted(changed, mesh, lengths), name))
     fitting = [remat for remat, record in records.items() if record["peak_gib"] <= MOST * memory]
     # If the chip is unknown, there are no estimates, and this selects the first value that fits, which recomputes least.
     choice = min(fitting, key=lambda remat: records[remat].get("estimated_seconds", math.inf), default=None)

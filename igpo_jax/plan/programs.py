@@ -30,9 +30,10 @@ from igpo_jax.plan.hlo_cost import Cost, program_cost
 from igpo_jax.rl.hints import inpaint
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import LogProbs, compute_logprobs
+from igpo_jax.rl.parts import part_programs
 from igpo_jax.rl.update import make_update
 from igpo_jax.run.layout import check_divisibility, row_lengths, with_layout
-from igpo_jax.run.microbatch_choice import with_microbatches
+from igpo_jax.run.microbatch_choice import base_copy_stays, parts_of, with_microbatches
 from igpo_jax.runtime.buckets import path_of
 from igpo_jax.runtime.checks import present
 from igpo_jax.runtime.chips import CHIPS, Chip
@@ -108,7 +109,7 @@ def fitted(config: Config, mesh: Mesh, lengths: np.ndarray | None = None) -> Fit
     model, shape_from = planned_model(config)
     model = fit_to_devices(model, mesh, row_lengths(config))
     check_divisibility(config, model, mesh)
-    config, sampling_mesh = with_layout(with_microbatches(config, model, mesh), model, mesh, lengths)
+    config, sampling_mesh = with_layout(with_microbatches(config, model, mesh, lengths), model, mesh, lengths)
     return Fitted(config, model, mesh, sampling_mesh, shape_from)
 
 
@@ -134,6 +135,9 @@ class Shapes:
             self.reference = abstract_attach(present(self.base), policy.abstract(mesh)) if sft.enabled else self.base
         self.sft_resident = {"training state": self.sft_state} | frozen
         self.rl_resident = {"training state": self.rl_state, "reference": self.reference} | frozen
+        self.sampling_base = policy.abstract_base(self.sampling_mesh)
+        if base_copy_stays(config, model, mesh, self.sampling_mesh):
+            self.rl_resident["copy of frozen"] = self.sampling_base
         key = jax.eval_shape(lambda: jax.random.key(0))
         self.key = host(key.dtype, *key.shape)
 
@@ -141,7 +145,8 @@ class Shapes:
         """Returns the shapes of the parameters that the sampler uses, given the shapes of a training state."""
         if self.sampling_mesh == self.mesh:
             return self.policy.abstract_sampling(state.params, self.base, self.mesh)
-        return self.policy.abstract_for_sampling(self.sampling_mesh)
+        trained = self.policy.abstract(self.sampling_mesh)
+        return self.policy.abstract_sampling(trained, self.sampling_base, self.sampling_mesh)
 
     def rows(self, dtype, *shape: int, mesh: Mesh | None = None) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh or self.mesh, P(BATCH)))
@@ -208,13 +213,30 @@ def rl_programs(shapes: Shapes) -> list[Program]:
     hinting = (shapes.key, problems, canvas, trace, trace_length, hintable, config.inpainting, ratios)
     hinted = used and config.inpainting.policy != "none"
     found.append(Program("inpaint", inpaint, hinting, resident | {"policy": params}, hinted, mesh))
-    groups = GroupBatch.abstract(mesh, rl.prompts, g, shapes.prompt_length, length)
-    scoring = (scoring_params, shapes.reference, groups, shapes.key, model, objective, mesh, rl.microbatches)
-    found.append(Program("score", compute_logprobs, scoring, resident, used, mesh, 1))
-    update = make_update(shapes.rl_optimizer, shapes.policy, objective, mesh, rl.microbatches)
-    updating = (shapes.rl_state, groups, LogProbs.abstract(mesh, groups, objective), host(jnp.int32), shapes.base)
-    found.append(Program("update", update, updating, resident, used, mesh, objective.inner_steps))
-    return found
+    parts = parts_of(config)
+    groups = GroupBatch.abstract(mesh, rl.prompts // parts, g, shapes.prompt_length, length)
+    scoring = (scoring_params, shapes.reference, groups, shapes.key, model, objective, mesh, rl.microbatches // parts)
+    found.append(Program("score", compute_logprobs, scoring, resident, used, mesh, parts))
+    return [*found, *update_programs(shapes, groups, parts, used)]
+
+
+def update_programs(shapes: Shapes, groups: GroupBatch, parts: int, used: bool) -> list[Program]:
+    """Returns the program of an update. If the batch is split into `parts` parts of the shapes `groups`, returns the program
+    that adds the gradients of a part, and the program that applies the sum."""
+    mesh, objective, resident = shapes.mesh, shapes.config.objective, shapes.rl_resident
+    steps, optimizer, state = objective.inner_steps, shapes.rl_optimizer, shapes.rl_state
+    part = groups, LogProbs.abstract(mesh, groups, objective), host(jnp.int32), shapes.base
+    if parts == 1:
+        update = make_update(optimizer, shapes.policy, objective, mesh, shapes.config.rl.microbatches)
+        return [Program("update", update, (state, *part), resident, used, mesh, steps)]
+    programs, total = part_programs(optimizer, shapes.policy, objective, mesh), shapes.policy.abstract(mesh)
+    adding = (total, state.params, *part)
+    with jax.set_mesh(mesh):
+        _, statistics = jax.eval_shape(programs.add_gradients, *adding)
+    return [
+        Program("update", programs.add_gradients, adding, resident, used, mesh, parts * steps),
+        Program("apply", programs.apply, (state, total, [statistics] * parts), resident, used, mesh, steps),
+    ]
 
 
 def checkpoint_bytes(run: Fitted) -> int:

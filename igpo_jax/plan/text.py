@@ -36,7 +36,7 @@ def as_text(result: dict) -> str:
         "est. s: estimated seconds at the chip's published peaks, nothing of the communication hidden; comm.: its share.",
         "sample: all steps of a block of one chunk of a rollout, of the first and, after inpaint, of the second try.",
         "evaluate: the same for a batch of test problems. cast: a copy of the weights in the dtype of computation.",
-        "Programs are compiled for the largest of data.prompt_buckets; chunks of shorter prompts take less time.",
+        "Programs are compiled for the largest of data.prompt_buckets; chunks and microbatches of shorter prompts take less time.",
     ]
     if result["iterations"] and (seconds := iteration_seconds(result["programs"])) is not None:
         parts = [record for record in result["programs"] if record["used"] and record["per_iteration"]]
@@ -71,13 +71,17 @@ def typical(result: dict, seconds: float) -> str:
     expected = result["rollouts"]
     rows = f"{expected['mean_positions']:.0f} positions per row on average instead of {expected['most_positions']}"
     call = f"sample takes {expected['estimated_seconds']:.2f} s ({rows})"
+    call += f", score and update {expected.get('training_share', 1):.0%} of their time"  # plans of earlier versions lack it
     return f"With prompts as long as those of {expected['prompts']}, {call}, and the iteration {typical_seconds(result, seconds):.0f} s."
 
 
 def typical_seconds(result: dict, seconds: float) -> float:
     """Returns the estimated time of an iteration for prompts of common lengths, see `typical`."""
-    [sample] = [record for record in result["programs"] if record["name"] == "sample"]
-    return seconds - sample["per_iteration"] * (sample["estimated_seconds"] - result["rollouts"]["estimated_seconds"])
+    expected, found = result["rollouts"], {record["name"]: record for record in result["programs"]}
+    sample, training = found["sample"], [found[name] for name in ("score", "update") if name in found]
+    seconds -= sample["per_iteration"] * (sample["estimated_seconds"] - expected["estimated_seconds"])
+    saved = 1 - expected.get("training_share", 1)
+    return seconds - saved * sum(record["per_iteration"] * record["estimated_seconds"] for record in training)
 
 
 def setting(result: dict) -> str:
@@ -89,9 +93,10 @@ def setting(result: dict) -> str:
     if "layout" not in result:  # plans of earlier versions
         return lines
     sampling = ", ".join(f"{axis} {size}" for axis, size in result["sampling_mesh"].items())
+    stays = ", the copy of frozen weights stays" * result.get("base_copy_stays", False)
     sizes = f"{result['rollout_chunks']} chunks per rollout, {result['evaluation_batch_size']} rows per batch of an evaluation"
     sizes += f"; microbatches per update: {result.get('microbatches', 1)}"
-    return f"{lines}\nSampling: layout {result['layout']} (mesh: {sampling}), {sizes}"
+    return f"{lines}\nSampling: layout {result['layout']} (mesh: {sampling}){stays}, {sizes}"
 
 
 def program_table(result: dict) -> list[str]:

@@ -15,6 +15,7 @@ from igpo_jax.config import Config
 from igpo_jax.plan.advice import MOST, remat_choice
 from igpo_jax.plan.programs import GIB, Fitted, Report, fitted, measure, program_of
 from igpo_jax.run.layout import Choice, rollout_loads, sampling_choices, sampling_seconds
+from igpo_jax.run.microbatch_choice import training_share
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.chips import CHIPS, device_memory_gib
 from igpo_jax.runtime.mesh import batch_size_divisor
@@ -47,7 +48,7 @@ def tune(config: Config, mesh: Mesh, lengths: np.ndarray | None, approximate: bo
     start = {name: _measured(before, name, report) for name in ("sample", "score", "update")}
     limit = MOST * device_memory_gib(mesh.devices.flat[0])
     rollout = rollout_seconds(before, start["sample"], lengths)
-    rest = {name: _seconds(before, start[name]) for name in ("score", "update")}
+    rest = {name: _seconds(before, start[name], lengths) for name in ("score", "update")}
     result: dict[str, Any] = {"before": {"rollout": rollout, **rest}, "fits_before": _peak(start) <= limit}
 
     sampler, best = before.config, (rollout if start["sample"]["peak_gib"] <= limit else np.inf)
@@ -65,7 +66,7 @@ def tune(config: Config, mesh: Mesh, lengths: np.ndarray | None, approximate: bo
     after, records = _faster_update(after, mesh, start, limit, rejected, report)
     require(best < np.inf and _peak(records) <= limit, "no setting fits; see the advice of plan without --tune")
     run = fitted(after, mesh, lengths)
-    result["after"] = {"rollout": best, **{name: _seconds(run, records[name]) for name in ("score", "update")}}
+    result["after"] = {"rollout": best, **{name: _seconds(run, records[name], lengths) for name in ("score", "update")}}
     return result | {"overrides": overrides(config, after), "rejected": rejected}
 
 
@@ -157,8 +158,10 @@ def _measured(run: Fitted, name: str, report: Report) -> dict[str, Any]:
     return measure(program_of(run, name))
 
 
-def _seconds(run: Fitted, record: dict[str, Any]) -> float:
-    return record["per_iteration"] * record.get("estimated_seconds", np.inf)
+def _seconds(run: Fitted, record: dict[str, Any], lengths: np.ndarray | None) -> float:
+    """Returns the estimated seconds per iteration of the scores or updates that `record` describes for the largest bucket."""
+    share = training_share(run.config, run.model, run.mesh, lengths)
+    return share * record["per_iteration"] * record.get("estimated_seconds", np.inf)
 
 
 def _peak(records: dict[str, Any]) -> float:

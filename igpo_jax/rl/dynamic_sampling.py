@@ -8,14 +8,12 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from igpo_jax.data.pipeline import take_rows
 from igpo_jax.rl.keys import KeyPurpose
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import equal_rewards
 from igpo_jax.rl.rollout import Rollout, RolloutConfig, SampleStats, concatenate, rollout_metrics
-from igpo_jax.runtime.mesh import shard_batch
 
 
 def key_of_batch(key: jax.Array, number: int) -> jax.Array:
@@ -44,18 +42,17 @@ def chosen_groups(mixed: np.ndarray) -> np.ndarray:
     return np.sort(np.concatenate([taken, others[: n - len(taken)]]))
 
 
-def merge(parts: Sequence[Rollout], mesh: Mesh, cfg: RolloutConfig) -> Rollout:
+def merge(parts: Sequence[Rollout], cfg: RolloutConfig) -> Rollout:
     """Merges the batches of an iteration into one rollout that contains only the groups chosen by `chosen_groups`. The metrics
-    of the result nevertheless cover all sampled groups. The `groups` field of the result is moved to `mesh`, which is the mesh
-    of training."""
+    of the result nevertheless cover all sampled groups."""
     if len(parts) == 1:
-        return dataclasses.replace(parts[0], groups=shard_batch(parts[0].groups, mesh))
+        return parts[0]
     sampled = _joined(parts)
     chosen = chosen_groups(mixed_groups(parts))
     kept = np.flatnonzero(np.isin(sampled.triggered, chosen))
     groups, first, replaced, final = take_rows((sampled.groups, sampled.first, sampled.replaced, sampled.final), chosen)
     return Rollout(
-        groups=shard_batch(groups, mesh),
+        groups=groups,
         first=first,
         second=take_rows(sampled.second, kept) if kept.size else None,
         triggered=np.searchsorted(chosen, sampled.triggered[kept]),

@@ -103,7 +103,7 @@ class SampleStats:
 class Rollout:
     """Result of a rollout: the groups of completions for the updates, the attempts that produced them, and metrics."""
 
-    groups: GroupBatch  # the input of the updates, on the host until `dynamic_sampling.merge`
+    groups: GroupBatch  # the input of the updates, on the host until `split_by_length`
     first: Attempt
     second: Attempt | None  # rows in the order of `triggered`; None if no group had a second attempt
     triggered: np.ndarray  # int[t], indices of the groups with only wrong first attempts that may get a second attempt

@@ -26,7 +26,7 @@ from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.hints import NOISE_KEYS
 from igpo_jax.run.bucket_runs import SETTINGS, run_folder
 from igpo_jax.run.layout import check_divisibility, row_lengths, with_layout
-from igpo_jax.run.microbatch_choice import with_microbatches
+from igpo_jax.run.microbatch_choice import base_copy_stays, with_microbatches
 from igpo_jax.run.missing_files import RESTORE, STAGES, check_identities, check_links, check_stages, has_checkpoints
 from igpo_jax.run.problems import BENCHMARK, Benchmark, ProblemSet, Splits, load_run_problems
 from igpo_jax.runtime.bucket_folders import share_files
@@ -88,6 +88,11 @@ class Experiment:
         needed = self.config.model.path and (self.config.lora or not self.config.sft.updates)
         base = {"base": network_digest(self.config.model.path)} if needed else {}
         return {"tokenizer": self.tokenizer.digest} | base
+
+    @functools.cached_property
+    def base_copy_stays(self) -> bool:
+        """Whether the RL stage keeps a copy of the frozen parameters for sampling, see `microbatch_choice.base_copy_stays`."""
+        return base_copy_stays(self.config, self.model, self.mesh, self.sampling_mesh)
 
     def key(self, purpose: int) -> jax.Array:
         """Returns a PRNG root key. `purpose` is 0 (initialization), 1 (supervised stage), 2 (RL stage) or 3 (adapters)."""
@@ -296,7 +301,7 @@ def _with_data(
         if arrays is not None and len(arrays.tokens) < size:
             raise ValueError(f"{len(arrays.tokens)} problems do not fill a batch of {key}={size}")
     lengths = prompts.prompt_mask.sum(axis=1) if prompts is not None else None
-    config, sampling_mesh = with_layout(with_microbatches(config, model, mesh), model, mesh, lengths)
+    config, sampling_mesh = with_layout(with_microbatches(config, model, mesh, lengths), model, mesh, lengths)
     arrays = (sft_data, heldout, rl_data, test_data, pool, benchmarks)
     return Experiment(workdir, config, fingerprints, data, dropped, tokenizer, model, mesh, sampling_mesh, *arrays)
 

@@ -9,7 +9,7 @@ and sampling uses the mesh of training."""
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -209,11 +209,16 @@ def rollout_loads(config: Config, chunks: int, lengths: np.ndarray | None) -> li
     prompts are padded to this bucket. The number is the average number of such batches in a rollout. Second attempts are not
     counted. `lengths` are the prompt lengths of the RL problems, see `with_layout`."""
     rl, buckets = config.rl, config.data.prompt_buckets
-    fitting = np.zeros(0) if lengths is None else lengths[lengths <= buckets[-1]]
-    lengths = fitting if fitting.size else np.array(buckets[-1:])
-    padded = [bucket_of(batch.max(), buckets) for batch in rollout_batches(lengths, rl.prompts, chunks)]
+    drawn = rollout_batches(fitting_lengths(lengths, buckets), rl.prompts, chunks)
+    padded = [bucket_of(batch.max(), buckets) for batch in drawn]
     rows, length = rl.prompts // chunks * rl.group_size, config.sampler.completion_length
     return [(Load(config.sampler.decode, rows, size + length), chunks * padded.count(size) / len(padded)) for size in buckets]
+
+
+def fitting_lengths(lengths: np.ndarray | None, buckets: Sequence[int]) -> np.ndarray:
+    """Returns the prompt lengths that fit the largest bucket, or only the largest bucket if there are none."""
+    fitting = np.zeros(0) if lengths is None else lengths[lengths <= buckets[-1]]
+    return fitting if fitting.size else np.array(buckets[-1:])
 
 
 def held_bytes(config: Config, model: ModelConfig, mesh: Mesh, sampling: Mesh) -> int:

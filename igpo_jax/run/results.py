@@ -65,6 +65,7 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
         "inpainting": experiment.config.inpainting.enabled,
         "attention": experiment.model.attention,
         "layout": experiment.config.sampler.layout,
+        "base_copy_stays": experiment.base_copy_stays,
         "rollout_chunks": experiment.config.rl.rollout_chunks,
         "microbatches": experiment.config.rl.microbatches,
         "fingerprint": experiment.fingerprint,

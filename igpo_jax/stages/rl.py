@@ -18,12 +18,14 @@ from igpo_jax.diffusion.unmasking import exact_sampler
 from igpo_jax.model.sharding import Params
 from igpo_jax.rl.dynamic_sampling import key_of_batch, merge, mixed_groups
 from igpo_jax.rl.keys import KeyPurpose
-from igpo_jax.rl.objective import compute_logprobs, means_over_parts
+from igpo_jax.rl.likelihood import GroupBatch
+from igpo_jax.rl.objective import LogProbs, compute_logprobs, means_over_parts
+from igpo_jax.rl.parts import make_update_of_parts, split_by_length
 from igpo_jax.rl.rollout import Rollout, RolloutConfig, rollout, up_to_first_eos
-from igpo_jax.rl.update import make_update
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.run.metrics import MetricsWriter, device_memory
+from igpo_jax.run.microbatch_choice import parts_of
 from igpo_jax.runtime.checks import present
 from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch, to_host
 from igpo_jax.runtime.progress import progress
@@ -44,7 +46,7 @@ class RLRun(NamedTuple):
     stage: Stage
     reference: Params  # parameters of the reference policy in the KL term
     order: grain.MapDataset[PromptBatch]
-    update: Callable  # see `make_update`
+    update: Callable  # see `make_update_of_parts`
     rollout: RolloutConfig  # with the configured sampler, which an iteration may replace by `exact_sampler`
 
 
@@ -53,7 +55,7 @@ class Iteration(NamedTuple):
 
     sampled: Rollout
     metrics: dict[str, float]
-    batch: dict[str, Any]  # input of the updates, saved if they diverge
+    batch: Any  # input of the updates, saved if they diverge
     last_update: dict[str, Any]  # loss, grad_norm and finite_gradients of the last inner update
 
 
@@ -74,7 +76,8 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
     if rl.seed:
         key, seed = jax.random.fold_in(key, rl.seed), zlib.crc32(f"{seed} {rl.seed}".encode())
     order = batches(present(experiment.rl_data).prompts, rl.prompts, seed, config.data.prompt_buckets)
-    update = make_update(stage.optimizer, stage.policy, config.objective, experiment.mesh, rl.microbatches)
+    sizes = parts_of(config), rl.microbatches
+    update = make_update_of_parts(stage.optimizer, stage.policy, config.objective, experiment.mesh, *sizes)
     run = RLRun(stage, reference, order, update, _rollout_config(experiment))
     own_hints = config.inpainting.enabled and config.inpainting.source == "own"
     solution_bank = np.full_like(present(experiment.rl_data).prompts.trace, NO_SOLUTION) if own_hints else None
@@ -127,16 +130,18 @@ def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, It
             parts = _sample_batches(run, state, sampling_params, sampling_key, cfg)
         attempts = [attempt for part in parts for attempt in (part.first, part.second) if attempt is not None]
         stage.stop_if_ungraded(state, [attempt.grades for attempt in attempts])
-        sampled = merge(parts, mesh, cfg)
-        groups = sampled.groups
+        sampled, number = merge(parts, cfg), parts_of(config)
+        groups = split_by_length(sampled.groups, number, cfg.prompt_buckets, mesh)
 
         with watch.measure("time/score"):
             policy = sampling_params if stage.experiment.sampling_mesh == mesh else None
             del sampling_params  # a copy's memory is needed
             policy = policy or stage.scoring_params(state)
-            logprobs = compute_logprobs(policy, run.reference, groups, key, model, objective, mesh, config.rl.microbatches)
-            seen = (logprobs.views.weight > 0).any(axis=2)
-            entropy = float(jnp.mean(logprobs.entropy, where=groups.loss_mask & seen))
+            microbatches = config.rl.microbatches // number  # of a part
+            logprobs = [
+                compute_logprobs(policy, run.reference, part, key, model, objective, mesh, microbatches) for part in groups
+            ]
+            entropy = _mean_entropy(groups, logprobs)
         del policy  # updates need its memory
 
         with watch.measure("time/update"):
@@ -158,8 +163,8 @@ def run_iteration(run: RLRun, state: IterationState) -> tuple[IterationState, It
     metrics |= means | watch.seconds | device_memory() | {"policy/entropy": entropy} | skips
     tokens = sum(attempt.grades.sampled.sum() for attempt in attempts) * config.sampler.completion_length
     metrics["speed/tokens_per_second"] = tokens / metrics["time/rollout"]
-    batch = {"groups": groups, "old": logprobs.old, "reference": logprobs.reference}
-    return state, Iteration(sampled, metrics, batch, last_update)
+    batch = [{"groups": part, "old": of.old, "reference": of.reference} for part, of in zip(groups, logprobs, strict=True)]
+    return state, Iteration(sampled, metrics, batch[0] if len(batch) == 1 else batch, last_update)
 
 
 def _reference(stage: Stage, start: PolicyParams) -> Params:
@@ -242,6 +247,13 @@ def _sample_batches(run: RLRun, state: IterationState, policy: Params, key: jax.
     return parts
 
 
+def _mean_entropy(groups: list[GroupBatch], logprobs: list[LogProbs]) -> float:
+    """Returns the mean entropy of the old policy over the tokens in the masks of all parts of a batch, and over inner steps."""
+    used = [part.loss_mask & (of.views.weight > 0).any(axis=2) for part, of in zip(groups, logprobs, strict=True)]
+    entropy = jnp.concatenate([of.entropy for of in logprobs], axis=1)
+    return float(jnp.mean(entropy, where=jnp.concatenate(used, axis=1)))
+
+
 def _summarize(updates: list[dict[str, Any]], skips_before: int) -> tuple[dict[str, float], dict[str, float]]:
     """Returns two dicts of metrics. The first contains the statistics of an iteration, averaged over the updates that were not
     skipped, or over all updates if all were skipped. The second contains the number of skipped updates in the iteration, and
@@ -262,7 +274,7 @@ def _distributions(sampled: Rollout, eos_id: int) -> dict[str, np.ndarray]:
     return {
         "rollout/rewards": sampled.first.grades.rewards[sampled.first.grades.graded],
         "rollout/lengths": up_to_first_eos(sampled.first.tokens, eos_id).sum(axis=-1),
-        "rollout/advantages": to_host(sampled.groups.advantages),
+        "rollout/advantages": sampled.groups.advantages,
     }
 
 
@@ -302,7 +314,7 @@ def _shown(experiment: Experiment, sampled: Rollout, step: int) -> list[dict]:
             "rescued": name == "hinted" and bool(grades.correct),
         }
 
-    problem_ids, triggered, rows = to_host(sampled.groups.problem_id), sampled.triggered.tolist(), []
+    problem_ids, triggered, rows = sampled.groups.problem_id, sampled.triggered.tolist(), []
     for group in (triggered + [g for g in range(len(problem_ids)) if g not in triggered])[:ROLLOUTS_SHOWN]:
         rows.append(row(sampled.first, "first", group, group))
         if sampled.second is not None and group in triggered:

@@ -125,12 +125,24 @@ class Stage:
         """Returns the policy's parameters for computing log-probabilities, on the mesh of training."""
         return self.policy.for_sampling(state.train_state.params, self.base, self.experiment.mesh)
 
+    @functools.cached_property
+    def kept_base(self) -> Params | None:
+        """The copy of the frozen parameters on `experiment.sampling_mesh` that all iterations of the RL stage use, see
+        `run.microbatch_choice.base_copy_stays`. The supervised stage has no rollouts and keeps no copy."""
+        if self.name == "sft" or not self.experiment.base_copy_stays:
+            return None
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.policy.abstract_base(self.experiment.sampling_mesh))
+        return jax.device_put(self.base, shardings)
+
     def sampling_params(self, state: IterationState) -> Params:
         """Returns the policy's parameters for sampling, on `experiment.sampling_mesh`. If the mesh of training is another mesh,
         the parameters are a copy. Copying costs little compared with the thousands of forward passes that use the copy. Free
-        the copy before updates need the memory."""
-        params, mesh = self.scoring_params(state), self.experiment.sampling_mesh
-        return params if mesh == self.experiment.mesh else self.policy.copy_to(params, mesh)
+        the copy before updates need the memory. Frozen parameters in `kept_base` are not copied again."""
+        train_mesh, mesh = self.experiment.mesh, self.experiment.sampling_mesh
+        if mesh == train_mesh:
+            return self.scoring_params(state)
+        params = self.policy.for_sampling(state.train_state.params, self.kept_base or self.base, train_mesh)
+        return self.policy.copy_to(params, mesh)
 
     def check_preemption(self, state: IterationState) -> None:
         """If a termination signal has arrived, saves the state and raises Terminated. The resumed run starts from this state,

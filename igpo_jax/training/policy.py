@@ -69,7 +69,8 @@ class Policy:
         return transformer.abstract(in_compute_dtype(self.model), mesh) if self.makes_copy() else trained
 
     def copy_to(self, sampling_params: Params, mesh: Mesh) -> Params:
-        """Copies the parameters that `for_sampling` returns to another mesh of the same devices, and waits for the copy."""
+        """Copies the parameters that `for_sampling` returns to another mesh of the same devices, and waits for the copy.
+        Parameters that are already on `mesh` are returned as they are."""
         shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_for_sampling(mesh))
         return jax.block_until_ready(jax.device_put(sampling_params, shardings))
 

@@ -24,7 +24,7 @@ MOMENTS = {
     "igpo_jax.evaluate.benchmark:_verdicts": "batch of igpo_jax.evaluate",
 }
 # Same, for the function returned by this function.
-MAKERS = {"igpo_jax.stages.sft:make_sft_update": "SFT update", "igpo_jax.stages.rl:make_update": "RL update"}
+MAKERS = {"igpo_jax.stages.sft:make_sft_update": "SFT update", "igpo_jax.stages.rl:make_update_of_parts": "RL update"}
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from igpo_jax.data.buckets import read_lengths
 from igpo_jax.diffusion.sampler import block_flops
 from igpo_jax.model import fitting
 from igpo_jax.model.fitting import fit_to_devices
+from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import forward_flops
 from igpo_jax.plan import advice
 from igpo_jax.plan import programs as planning
@@ -19,6 +20,7 @@ from igpo_jax.plan.devices import topology_devices
 from igpo_jax.plan.text import as_text, typical
 from igpo_jax.runtime import chips
 from igpo_jax.runtime.mesh import replicated
+from igpo_jax.training.policy import Policy
 from run_configs import CONFIGS, parsed
 
 PROGRAMS = ["sft", "heldout", "sample", "inpaint", "score", "update", "evaluate"]
@@ -115,7 +117,11 @@ def test_programs_that_a_run_does_not_call_are_compiled_only_if_named(mesh):
     lines: list[str] = []
     result = advice.plan(parsed(sft__updates=0), mesh, report=lines.append)
     assert [record["name"] for record in result["programs"]] == [line.split()[1] for line in lines]
-    assert "sft" not in " ".join(lines) and all(record["used"] for record in result["programs"]) and lines[0].endswith(f"(1 of {len(lines)})")
+    assert (
+        "sft" not in " ".join(lines)
+        and all(record["used"] for record in result["programs"])
+        and lines[0].endswith(f"(1 of {len(lines)})")
+    )
 
 
 def test_a_supervised_stage_of_epochs_is_planned_as_one_of_updates(mesh):
@@ -194,12 +200,52 @@ def test_rollouts_of_common_lengths_are_interpolated_between_the_smallest_and_th
     found = advice.typical_rollout(run, records, np.array([8, 8, 7, 6, 8, 7, 7, 6, 90]))
     assert seen == [("sample", 5)]
     expected = {"mean_positions": 8 + length, "most_positions": 21 + length, "estimated_seconds": 2 + (8 - 5) / (21 - 5) * 8}
-    assert found == pytest.approx(expected)
+    # All prompts of a batch fill the bucket of 8 tokens.
+    share = [forward_flops(run.model, size + length, length) for size in (8, 21)]
+    assert found == pytest.approx(expected | {"training_share": share[0] / share[1]})
     assert advice.typical_rollout(run, records, np.array([90])) is None
     assert advice.typical_rollout(run, [{"name": "update"}], np.array([8])) is None
     result = {"rollouts": found | {"prompts": "X"}, "programs": records}
     records[0]["per_iteration"] = 3
-    assert typical(result, 50.0).endswith(f"instead of {21 + length}), and the iteration {50 - 3 * (10 - 3.5):.0f} s.")
+    records += [{"name": "score", "per_iteration": 1, "estimated_seconds": 4.0}]
+    records += [{"name": "update", "per_iteration": 4, "estimated_seconds": 1.5}]
+    seconds = 50 - 3 * (10 - 3.5) - 10 * (1 - share[0] / share[1])
+    told = f"instead of {21 + length}), score and update {share[0] / share[1]:.0%} of their time, and the iteration {seconds:.0f} s."
+    assert typical(result, 50.0).endswith(told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape, adapters", [((1, 1, 1), False), ((2, 2, 2), True)])
+def test_parts_of_an_update_are_planned(shape, adapters, mesh_of):
+    """Two microbatches in buckets of their own take as much as two in one program, without the optimizer's arrays."""
+    changes = {"model__width": 64, "model__heads": 4, "model__kv_heads": 4, "model__mlp_width": 192, "model__layers": 3}
+    mesh, found = mesh_of(shape), []
+    for buckets in ((9,), (5, 9)):
+        config = parsed(rl__microbatches=2, data__prompt_buckets=buckets, model__head_chunk=4096, **changes)
+        config = dataclasses.replace(config, lora=LoraConfig(rank=2, alpha=4.0) if adapters else None)
+        only = ["score", "update", "apply"][: 1 + len(buckets)]
+        found.append({record["name"]: record for record in advice.plan(config, mesh, only)["programs"]})
+    (one, parts), steps = found, config.objective.inner_steps
+    calls = {name: record["per_iteration"] for name, record in parts.items()}
+    assert calls == {"score": 2, "update": 2 * steps, "apply": steps}
+    for name in ("score", "update"):
+        assert 2 * parts[name]["flops"] == pytest.approx(one[name]["flops"], rel=0.02)
+    assert parts["apply"]["flops"] == 0
+    policy = Policy(planning.planned_model(config)[0], config.lora)
+    gradients = planning.shard_bytes(policy.abstract(mesh)) / 2**30
+    assert parts["update"]["resident_gib"]["training state"] == pytest.approx(2 * gradients, rel=0.01)  # moments
+    # Parameters, two moments and the sum of gradients
+    held = sum(parts["update"]["resident_gib"].values()) + parts["update"]["arguments_gib"]
+    assert held > 4 * gradients and parts["update"]["peak_gib"] > held + gradients
+
+
+def test_a_batch_has_parts_only_with_several_buckets_and_microbatches(mesh):
+    def names(**changes):
+        return [program.name for program in planning.programs(planning.fitted(parsed(**changes), mesh))]
+
+    one, several = {"data__prompt_buckets": (9,)}, {"data__prompt_buckets": (5, 9)}
+    assert "apply" in names(rl__microbatches=2, **several)
+    assert "apply" not in names(rl__microbatches=2, **one) + names(rl__microbatches=1, **several)
 
 
 @pytest.mark.parametrize("text, message", [

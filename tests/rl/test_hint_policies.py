@@ -274,7 +274,7 @@ def three_batches(params, mesh):
 def test_several_batches_become_one(params, mesh):
     parts = three_batches(params, mesh)
     assert np.argwhere(mixed_groups(parts)).tolist() == [[0, 0], [1, 2], [2, 2]]
-    merged = merge(parts, mesh, CFG)
+    merged = merge(parts, CFG)
     groups = jax.tree.map(np.asarray, merged.groups)
     # The three mixed groups, and the first other group of the last batch.
     assert groups.problem_id.tolist() == [100, 202, 300, 302]
@@ -294,7 +294,7 @@ def test_several_batches_become_one(params, mesh):
 
 def test_what_is_logged_is_of_all_that_was_sampled(params, mesh):
     parts = three_batches(params, mesh)
-    found, of = merge(parts, mesh, CFG).metrics, [part.metrics for part in parts]
+    found, of = merge(parts, CFG).metrics, [part.metrics for part in parts]
     for name in ("reward/first_try", "correct/final", "groups/all_wrong_before", "groups/distinct", "hint/replaced"):
         assert found[name] == pytest.approx(np.mean([metrics[name] for metrics in of])), name
     assert found["hint/rescue_rate"] == pytest.approx(2 / 6)
@@ -307,7 +307,7 @@ def test_what_is_logged_is_of_all_that_was_sampled(params, mesh):
 def test_merging_keeps_nothing_of_second_tries_that_are_not_taken(params, mesh):
     tables = {100: (WRONG, WRONG)} | {i: (ALL, ALL) for i in (101, 102, 103)}, {i: (ONE, ONE) for i in range(200, 204)}
     parts = [run(params, mesh, table, prompts(first)) for table, first in zip(tables, (100, 200), strict=True)]
-    merged = merge(parts, mesh, CFG)
+    merged = merge(parts, CFG)
     assert np.asarray(merged.groups.problem_id).tolist() == [200, 201, 202, 203]
     assert parts[0].second is not None and merged.second is None and merged.triggered.size == 0
     assert "hint/rescue_rate" in merged.metrics
@@ -315,7 +315,7 @@ def test_merging_keeps_nothing_of_second_tries_that_are_not_taken(params, mesh):
 
 def test_one_batch_is_left_as_it_is(params, mesh):
     part = run(params, mesh)
-    merged = merge([part], mesh, CFG)
+    merged = merge([part], CFG)
     assert merged.first is part.first and merged.metrics is part.metrics
     jax.tree.map(np.testing.assert_array_equal, merged.groups, part.groups)
 

@@ -20,6 +20,7 @@ from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.objective import ObjectiveConfig, compute_logprobs
 from igpo_jax.rl.rollout import RolloutConfig, rollout
 from igpo_jax.rl.update import make_update
+from igpo_jax.runtime.mesh import shard_batch
 from igpo_jax.tasks.grades import Grades
 from igpo_jax.training.policy import Policy, cast_params
 from igpo_jax.training.state import OptimizerConfig, create_state, make_optimizer
@@ -83,10 +84,10 @@ def whole_step(mesh: Mesh, temperature: float, adapters: bool, cache: str = "non
             sampling_params = Policy(MODEL, lora).copy_to(policy, sampling_mesh)
         with jax.set_mesh(sampling_mesh):
             sampled = rollout(sampling_params, prompts(), grade, key, cfg, sampling_mesh)
-        sampled = merge([sampled], mesh, cfg)
-        logprobs = compute_logprobs(policy, reference, sampled.groups, key, MODEL, objective, mesh)
+        groups = shard_batch(merge([sampled], cfg).groups, mesh)
+        logprobs = compute_logprobs(policy, reference, groups, key, MODEL, objective, mesh)
         update = make_update(optimizer, Policy(MODEL, lora), objective, mesh)
-        state, statistics = update(state, sampled.groups, logprobs, jnp.int32(0), frozen)
+        state, statistics = update(state, groups, logprobs, jnp.int32(0), frozen)
     after = jax.tree.map(np.asarray, state.params)
     return sampled, float(statistics["policy/loss"]), float(statistics["policy/grad_norm"]), after, before
 

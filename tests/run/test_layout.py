@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from igpo_jax.data.buckets import DEFAULT_LENGTHS, read_lengths
+from igpo_jax.model.transformer import forward_flops
 from igpo_jax.plan import programs as planning
 from igpo_jax.run import layout
 from igpo_jax.run.layout import sampling_choices, with_layout
-from igpo_jax.run.microbatch_choice import update_bytes, with_microbatches
+from igpo_jax.run.microbatch_choice import parts_of, training_seconds, update_bytes, with_microbatches
 from igpo_jax.runtime.chips import CHIPS
 from run_configs import CONFIGS, parsed
 
@@ -92,6 +94,33 @@ def test_there_are_as_few_microbatches_as_fit(mesh_of, monkeypatch):
         monkeypatch.setattr(layout, "UNKNOWN", dataclasses.replace(layout.UNKNOWN, memory_gib=memory))
         assert with_microbatches(config, network(config), mesh).rl.microbatches == wanted
     assert with_microbatches(math_config("lora", rl__microbatches=1), network(config), mesh).rl.microbatches == 1
+
+
+@pytest.mark.parametrize("estimator, chip, shape, buckets, expected", [
+    ("elbo", "NVIDIA H200", (1, 1, 1), (128, 256, 384, 640), 16),
+    ("elbo", "NVIDIA H200", (1, 1, 1), (640,), 4),  # as few as fit
+    ("elbo", "NVIDIA H100 80GB HBM3", (1, 8, 1), (128, 256, 384, 640), 2),
+    ("elbo", "NVIDIA H100 80GB HBM3", (1, 8, 1), (640,), 1),
+    ("mean_field", "NVIDIA H100 80GB HBM3", (1, 8, 1), (128, 256, 384, 640), 1),  # gathering takes longer than padding
+])  # fmt: skip
+def test_more_microbatches_save_padding_if_there_are_buckets(estimator, chip, shape, buckets, expected, mesh_of, monkeypatch):
+    monkeypatch.setattr(layout, "UNKNOWN", CHIPS[chip])
+    config = math_config("lora", rl__microbatches=0, objective__estimator=estimator, data__prompt_buckets=buckets)
+    chosen = with_microbatches(config, network(config), mesh_of(shape), read_lengths(DEFAULT_LENGTHS))
+    assert chosen.rl.microbatches == expected
+    assert parts_of(chosen) == (expected if len(buckets) > 1 else 1)
+
+
+def test_the_estimate_of_training_follows_from_the_lengths(mesh, monkeypatch):
+    """On one device, time is proportional to the FLOPs of all prompts in their buckets."""
+    monkeypatch.setattr(layout, "UNKNOWN", CHIPS["NVIDIA H100 80GB HBM3"])
+    config, lengths = math_config("lora", objective__estimator="elbo"), np.array([100] * 32 + [600] * 32)  # of the only batch
+    model = network(config)
+    short, long = (forward_flops(model, size + 256, 256) for size in (128, 640))
+    one, two, four, full = (
+        training_seconds(config, model, mesh, n, given) for n, given in ((1, lengths), (2, lengths), (4, lengths), (2, None))
+    )
+    assert one == pytest.approx(full) and two == pytest.approx(four) and two / one == pytest.approx((1 + short / long) / 2)
 
 
 def test_values_that_are_named_are_kept(mesh_of):
