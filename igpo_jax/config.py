@@ -156,8 +156,7 @@ class RLConfig:
     # A rollout samples its chunks one after the other, to save memory and to pad short prompts less. 0: the fastest number of
     # chunks, see run/layout.py
     rollout_chunks: int = checked(1, at_least(0))
-    # parts of an update's batch; 0: chosen for speed and memory, see run/microbatch_choice.py
-    microbatches: int = checked(1, at_least(0))
+    microbatches: int = checked(1, at_least(0))  # parts of an update's batch; 0: the fastest number, see run/microbatch_choice.py
     checkpoint_every: int = checked(20, at_least(1))  # iterations between checkpoints
     # Checkpoints of iterations that are multiples of this number are kept for good. 0: only `checkpoints_kept` and the best one
     keep_every: int = checked(0, at_least(0))

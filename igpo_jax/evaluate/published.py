@@ -40,4 +40,4 @@ def _line(found: dict[str, Any], model: str, percent: float, source: str) -> str
     if mean is None or math.isnan(mean) or interval is None:
         return f"{model}: {percent} ({source})"
     place = "within" if interval[0] <= percent / 100 <= interval[1] else "outside"
-    return f"{model}: {percent}, here {100 * mean - percent:+.1f}, {place} the interval ({source})"
+    return f"{model}: {percent}, difference {100 * mean - percent:+.1f}, {place} the interval ({source})"

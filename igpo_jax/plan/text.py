@@ -52,7 +52,7 @@ def as_text(result: dict) -> str:
             lines.append(f"{duration(number, 'supervised updates', record['estimated_seconds'])}.")
     kept = f"the newest {result['checkpoints_kept']} and the best one are kept, and the next one is written before one is deleted"
     disk = (result["checkpoints_kept"] + 2) * result["checkpoint_gb"]
-    lines.append(f"A checkpoint has {result['checkpoint_gb']:.2g} GB; {kept}: up to {disk:.2g} GB of disk.")
+    lines.append(f"A checkpoint has {_gigabytes(result['checkpoint_gb'])}; {kept}: up to {_gigabytes(disk)} of disk.")
     if "remat" in result:
         lines += ["", *remat_table(result)]
     lines += ["", verdict(result) + " What would save most:"]
@@ -63,6 +63,10 @@ def as_text(result: dict) -> str:
 def duration(number: int, what: str, seconds: float) -> str:
     """Returns how long `number` steps take. `what` names the steps, and `seconds` is the time of one."""
     return f"{number:,} {what} take about {number * seconds / 3600:.1f} h"
+
+
+def _gigabytes(number: float) -> str:
+    return f"{number:.2g} GB" if number < 10 else f"{number:.0f} GB"
 
 
 def typical(result: dict, seconds: float) -> str:

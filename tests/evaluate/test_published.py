@@ -5,9 +5,9 @@ def test_published_accuracies_stand_beside_the_measured_ones():
     found = {"pass@1": 0.78, "interval95": [0.76, 0.80]}
     lines = published_beside({"gsm8k": found, "arithmetic": found, "amc": {"pass@1": None, "interval95": None}})
     assert list(lines) == ["gsm8k", "amc"] and [len(lines[name]) for name in lines] == [5, 2]
-    assert lines["gsm8k"][0].startswith("LLaDA-8B-Instruct: 81.5, here -3.5, outside the interval (IGPO, arXiv 2509.10396")
+    assert lines["gsm8k"][0].startswith("LLaDA-8B-Instruct: 81.5, difference -3.5, outside the interval (IGPO, arXiv 2509.10396")
     assert (
-        lines["gsm8k"][2].startswith("LLaDA-8B-Instruct: 77.2, here +0.8, within the interval (SPG")
+        lines["gsm8k"][2].startswith("LLaDA-8B-Instruct: 77.2, difference +0.8, within the interval (SPG")
         and "256 tokens" in lines["gsm8k"][2]
     )
     assert lines["amc"][0].startswith("LLaDA-8B-Instruct: 14.5 (IGPO")
