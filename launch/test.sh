@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Runs the tests on this machine, one process per core: bash launch/test.sh [--all] [flags of pytest]
-# Without --all, tests that are marked slow are left out.
+# Runs the tests on this machine: bash launch/test.sh [--all] [flags of pytest]
+# Without --all, tests that are marked slow are left out. There is one process per core, and with --all one more, because many
+# slow tests wait for the processes that they start.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/options.sh
-marks="not slow"
+marks="not slow" more=0
 case "${1:-}" in
   --help | -h) help ;;
-  --all) marks=""; shift ;;
+  --all) marks="" more=1; shift ;;
 esac
 . launch/venv.sh
-exec .venv/bin/python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder -m "$marks" "$@"
+processes=$(.venv/bin/python -c "import os; print(os.cpu_count() + $more)")
+exec .venv/bin/python -m pytest --numprocesses="$processes" --dist=loadfile --no-loadscope-reorder -m "$marks" "$@"
