@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import igpo_jax
 from igpo_jax.evaluate.generations import Generation, find_files, protocol_rule, read_generations
+from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import as_json_lines, atomic_write, place_name
 from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.statistics import mcnemar, mean_interval
@@ -26,6 +27,7 @@ from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import RewardPool
 
 GRADERS = ("igpo_jax", "math_verify", "reference_code")  # functions of graders.py
+WRITTEN = ("disagreements.jsonl", "regrade.json")
 DEADLINE_SECONDS = 15.0  # per text; longer than math-verify's own limits for the two parsings and a comparison
 WORKERS = min(16, os.cpu_count() or 1)
 GRADED_AT_ONCE = 128  # texts between updates of the progress bar
@@ -41,7 +43,9 @@ def regrade(path: pathlib.Path, rule: str | None, benchmarks: Sequence[str], out
     """Grades the generations of a file or folder (see `find_files`), and returns the results as text. `rule` is the argument
     `rule` of `igpo_jax.grade`. If `rule` is None, the rule is taken from the evaluation's protocol, or is "any" if there is no
     protocol with a rule. If `output` is given, writes regrade.json and disagreements.jsonl into this folder. Raises ValueError
-    if a file is unusable."""
+    if one of the two exists already, or if a file is unusable."""
+    for name in WRITTEN if output else ():
+        require(not os.path.lexists(output / name), f"{output / name} exists already; give another --output")
     files, left_out = find_files(path, benchmarks)
     read = {file: read_generations(file) for file in files}
     if output:
