@@ -19,6 +19,7 @@ from absl import app, flags
 from igpo_jax.command_help import HELP, HELP_CONFIG, command_help, config_help
 from igpo_jax.runtime import interrupts
 from igpo_jax.runtime.buckets import with_addresses
+from igpo_jax.runtime.installation import working_folder
 
 if TYPE_CHECKING:  # `doctor` imports this module on machines on which packages are missing
     from ml_collections import ConfigDict
@@ -128,7 +129,7 @@ def parse_arguments(arguments: list[str], words: bool = False) -> list[str]:
     interrupts.watch()
     try:
         print_help(arguments)
-        _require_unicode((*arguments, os.getcwd()))
+        _require_unicode((*arguments, working_folder()))
         flags.FLAGS.set_gnu_getopt(True)  # flags may follow words
         given, path = _resolve_config(flags.FLAGS.read_flags_from_files(arguments[1:]))
         _check_arguments(given, _known_flags(path), words)

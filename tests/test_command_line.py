@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
@@ -82,7 +83,9 @@ def console_script(folder, *arguments, cwd):
 def test_igpo_finds_a_task_in_the_working_folder_and_no_file_there_hides_a_module(tmp_path):
     (tmp_path / "math.py").write_text("raise RuntimeError")
     (tmp_path / "mine.py").write_text("from igpo_jax.tasks.arithmetic import *\nfrom igpo_jax.tasks import arithmetic\n")
-    text = "import mine\nfrom igpo_jax.config import base_config\ndef get_config():\n    return base_config(**mine.defaults())\n"
+    text = (
+        "import mine\nfrom igpo_jax.config import base_config\ndef get_config():\n    return base_config(**mine.defaults())\n"
+    )
     (tmp_path / "config.py").write_text(text)
     done = console_script(tmp_path, "inspect_data", "--config=config.py", "--samples=0", cwd=tmp_path)
     assert done.returncode == 0 and "rl: " in done.stdout, done.stderr
@@ -257,6 +260,23 @@ def test_words_of_compare_and_report_are_checked(tmp_path):
 def test_all_missing_flags_are_named_in_one_line(command, required, tmp_path):
     message = refused(command, cwd=tmp_path)
     assert all(f"flag --{flag}=None: Flag --{flag} must have a value" in message for flag in required)
+
+
+def test_completions_are_not_written_through_a_link(tmp_path):
+    (tmp_path / "of_others").write_text("")
+    (tmp_path / "out").symlink_to("of_others")
+    message = refused("generate", "--model=x", "--prompt=y", "--output=out", cwd=tmp_path)
+    assert message == "error: --output=out is a symbolic link; give the file itself\n"
+
+
+@pytest.mark.parametrize("module", [("igpo_jax", "report"), ("igpo_jax.report",)])
+def test_a_deleted_working_folder_is_told_in_one_line(module, tmp_path):
+    (tmp_path / "gone").mkdir()
+    command = f'rmdir "$PWD" && exec {shlex.join([sys.executable, "-m", *module])} run'
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path / "gone", env=environment, capture_output=True, text=True)
+    told = "error: the working folder cannot be used: No such file or directory; change to another folder\n"
+    assert (done.returncode, done.stderr) == (1, told)
 
 
 def test_a_message_has_one_short_line(tmp_path):
