@@ -351,12 +351,12 @@ def test_messages_and_logs_are_short_and_cannot_command_the_terminal():
 from igpo_jax import cli
 def main(_):
     logging.getLogger("x").warning("%s", "\\x1b]52;c;YQ==\\x07 log")
-    print(cli.escape_controls("\\x1b[2J\\u202e\\r\\x9b a\\n\\tb"))
+    print(cli.escape_controls("\\x1b[2J\\u202e\\r\\x9b a\\n\\tb\\udcff"))
     sys.exit("error: \\x1b[2J\\n" + "a" * 1_000_000)
 cli.PATIENCE = 0.1
 cli.run_command(main, cli.parse_arguments)"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "\\x1b[2J\\u202e\\r\\x9b a\n\tb\n"
+    assert done.stdout == "\\x1b[2J\\u202e\\r\\x9b a\n\tb\\udcff\n"
     *logged, message = done.stderr.splitlines()
     assert "\\x1b]52;c;YQ==\\x07 log" in "".join(logged) and "\x1b" not in done.stderr
     assert message.startswith("error: \\x1b[2J\\naaa") and message.endswith("a...") and len(message) < 11_000

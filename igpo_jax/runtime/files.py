@@ -95,6 +95,16 @@ def require_plain_name(name: Any, place: object) -> None:
     require(parts and len(name.encode()) <= 255, f"{place}: {repr(name)[:100]} is not a plain file name")
 
 
+def require_unicode(texts: Iterable[str]) -> None:
+    """Raises ValueError if a text is not valid UTF-8. The names of files may have any bytes, but those of Orbax may not, and
+    neither may JSON and HTML files."""
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"{ascii(text)} is not UTF-8; rename this file or folder") from None
+
+
 def as_json_lines(rows: Iterable[dict[str, Any]]) -> str:
     """Returns dicts as text in the JSON Lines format, which has one JSON object per line."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

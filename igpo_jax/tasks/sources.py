@@ -14,6 +14,7 @@ from typing import Any
 from igpo_jax.grading.answers import box_spans
 from igpo_jax.runtime.buckets import matching_files
 from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.files import require_unicode
 from igpo_jax.tasks.answer_spans import Span, answer_spans, merged, occurrences
 from igpo_jax.tasks.rows import column, columns_of, is_null, read_rows
 
@@ -94,11 +95,12 @@ def download_advice(kind: str) -> str:
 
 def split_sources(text: str) -> list[str]:
     """Returns the sources in `text`, one per file. Replaces a pattern by the files in its folder that match it, in order. A
-    pattern that no file matches stays as it is."""
+    pattern that no file matches stays as it is. Raises ValueError if the name of a matching file is not UTF-8."""
     sources: list[str] = []
     for source in filter(None, (part.strip() for part in text.split(","))):
         kind, _, path = source.partition(":")
         matches = matching_files(path) if "*" in path and not pathlib.Path(path).exists() else []
+        require_unicode(matches)  # ids of problems may contain the name of a file
         sources += [f"{kind}:{match}" for match in matches] or [source]
     return sources
 
