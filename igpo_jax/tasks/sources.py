@@ -111,19 +111,21 @@ def load_sources(
     """Returns the records of all sources in order, and the row counts of each source. `text` lists the sources as
     "format:path,format:path", see `split_sources`. `fields` maps id, question, answer and solution to the field names that files of the format jsonl
     use. At most `max_malformed` malformed lines of each file are skipped. If rows of a source are dropped, logs a warning with
-    their number. Raises ValueError if a format is unknown. If a file is unusable, raises a ValueError that names the file and
-    line. If a file is missing, the message also contains `key` (the key or flag that lists the sources) and tells how to get a
+    their number. Raises ValueError if a format is unknown, or if a file is given twice. If a file is unusable, raises a
+    ValueError that names the file and line. If a file is missing, the message also contains `key` (the key or flag that lists the sources) and tells how to get a
     file."""
     records: dict[str, Record] = {}
     counts: list[SourceCounts] = []
     metamath_questions: set[str] = set()  # many rows share a question
+    files: set[Any] = set()  # without this check, a stranger's run could name a small file a thousand times
     spans = 0
     for source in split_sources(text):
         kind, colon, path = source.partition(":")
         if not colon or kind not in FORMATS:
             raise ValueError(f"source {source!r} is not format:path, where format is one of {', '.join(FORMATS)}")
-        if source in (count.source for count in counts):
-            raise ValueError(f"source {source!r} is given twice")
+        file = _identity(path)
+        require(file not in files, f"source {source!r} is given twice")
+        files.add(file)
         count = SourceCounts(source)
         for place, _, row in read_rows(path, max_malformed, key, download_advice(kind)):
             count.rows += 1
@@ -170,6 +172,13 @@ def load_sources(
 
 
 # Formats: each function makes a record from a row, or raises `Dropped`, KeyError or TypeError.
+
+
+def _identity(path: str) -> Any:
+    """Returns a value that is equal for all paths of one file, such as a.jsonl, ./a.jsonl and the path of a link to it."""
+    file = pathlib.Path(path)
+    status = file.stat() if file.is_file() else None
+    return (status.st_dev, status.st_ino) if status else path
 
 
 def _text(row: dict[str, Any], name: str) -> str:

@@ -179,6 +179,14 @@ def test_several_sources_are_one_list_with_one_of_each_id(tmp_path):
         load(f"gsm8k:{SAMPLE},gsm8k:{SAMPLE}")
 
 
+@pytest.mark.parametrize("other", ["jsonl:{0}/./a.jsonl", "math:{0}/a.jsonl", "jsonl:{0}/link.jsonl"])
+def test_a_file_is_given_once_in_any_spelling(other, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "?", "problem": "?", "answer": "5", "solution": "5"}')
+    (tmp_path / "link.jsonl").symlink_to("a.jsonl")
+    with pytest.raises(ValueError, match="is given twice"):
+        load_sources(f"jsonl:{tmp_path}/a.jsonl,{other.format(tmp_path)}", FIELDS)
+
+
 def test_a_matching_file_whose_name_is_not_unicode_is_refused(tmp_path):
     file = tmp_path / os.fsdecode(b"odd\xff.jsonl")
     file.write_text("")
