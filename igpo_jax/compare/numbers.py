@@ -59,9 +59,9 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
         require(valid, f"{folder / 'metrics.jsonl'}: step {row['step']} has {ALL_WRONG_METRIC}={share}, which is no share")
     with wrap_read_errors(folder):
         verdicts = [row for row in verdicts if row["stage"] == "rl"]
-        steps = [np.array([row["step"] for row in each], np.int64) for each in (rollouts, verdicts)]
+        steps, evaluated = (np.array([row["step"] for row in each], np.int64) for each in (rollouts, verdicts))
         names = ("sampler/prompts", "sampler/rows")
-        prompts, evaluations = (spent_until(*steps, [row[name] for row in rollouts]) for name in names)
+        prompts, evaluations = (spent_until(steps, evaluated, [row[name] for row in rollouts]) for name in names)
         correct = np.array([row["correct"] for row in verdicts], float)
     require(verdicts, f"{folder / 'evaluations.jsonl'} has no evaluation of the stage rl")
     for verdict, row in zip(verdicts, correct, strict=True):
@@ -70,7 +70,7 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
     times = [row.get("time/total", seconds / len(rollouts)) for row in rollouts]
     valid = all(type(time) in (int, float) and 0 <= time < math.inf for time in times)
     require(valid, f"{folder / 'metrics.jsonl'} has a time/total that is no time")
-    return RunNumbers(prompts, evaluations, spent_until(*steps, times), correct, rollouts, result)
+    return RunNumbers(prompts, evaluations, spent_until(steps, evaluated, times), correct, rollouts, result)
 
 
 def spent_until(steps: np.ndarray, evaluated: np.ndarray, amounts: Sequence[float]) -> np.ndarray:

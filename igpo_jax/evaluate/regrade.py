@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 import igpo_jax
 from igpo_jax.evaluate.generations import Generation, find_files, protocol_rule, read_generations
-from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import as_json_lines, atomic_write, place_name
 from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.statistics import mcnemar, mean_interval
@@ -44,8 +43,8 @@ def regrade(path: pathlib.Path, rule: str | None, benchmarks: Sequence[str], out
     `rule` of `igpo_jax.grade`. If `rule` is None, the rule is taken from the evaluation's protocol, or is "any" if there is no
     protocol with a rule. If `output` is given, writes regrade.json and disagreements.jsonl into this folder. Raises ValueError
     if one of the two exists already, or if a file is unusable."""
-    for name in WRITTEN if output else ():
-        require(not os.path.lexists(output / name), f"{output / name} exists already; give another --output")
+    if output and (earlier := [output / name for name in WRITTEN if (output / name).exists()]):
+        raise ValueError(f"{earlier[0]} exists already; give another --output")
     files, left_out = find_files(path, benchmarks)
     read = {file: read_generations(file) for file in files}
     if output:

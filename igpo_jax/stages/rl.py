@@ -86,7 +86,8 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
     solution_bank = np.full_like(present(experiment.rl_data).prompts.trace, NO_SOLUTION) if own_hints else None
     restored = stage.restore(key, solution_bank)
     if restored and own_hints:
-        require_known_ids(checkpoints.folder / str(restored.done), restored.solution_bank, experiment.model.vocab_size)
+        folder, bank = checkpoints.folder / str(restored.done), present(restored.solution_bank)
+        require_known_ids(folder, bank, experiment.model.vocab_size)
     state = restored or stage.create(start.trained, key, solution_bank)
     if stage.policy.makes_copy() or reference is start.base:
         jax.tree.map(lambda x: x.delete(), start.trained)

@@ -109,11 +109,11 @@ def load_sources(
     text: str, fields: dict[str, str], max_malformed: int = 0, key: str = "sources"
 ) -> tuple[list[Record], list[SourceCounts]]:
     """Returns the records of all sources in order, and the row counts of each source. `text` lists the sources as
-    "format:path,format:path", see `split_sources`. `fields` maps id, question, answer and solution to the field names that files of the format jsonl
-    use. At most `max_malformed` malformed lines of each file are skipped. If rows of a source are dropped, logs a warning with
-    their number. Raises ValueError if a format is unknown, or if a file is given twice. If a file is unusable, raises a
-    ValueError that names the file and line. If a file is missing, the message also contains `key` (the key or flag that lists the sources) and tells how to get a
-    file."""
+    "format:path,format:path", see `split_sources`. `fields` maps id, question, answer and solution to the field names that
+    files of the format jsonl use. At most `max_malformed` malformed lines of each file are skipped. If rows of a source are
+    dropped, logs a warning with their number. Raises ValueError if a format is unknown, or if a file is given twice. If a file
+    is unusable, raises a ValueError that names the file and line. If a file is missing, the message also contains `key` (the
+    key or flag that lists the sources) and tells how to get a file."""
     records: dict[str, Record] = {}
     counts: list[SourceCounts] = []
     metamath_questions: set[str] = set()  # many rows share a question
