@@ -9,6 +9,7 @@ import runpy
 import sys
 
 import igpo_jax
+from igpo_jax.runtime.installation import working_folder
 
 COMMANDS = {
     "train": "supervised training, RL with IGPO, evaluations and a report; resumes an interrupted run",
@@ -55,6 +56,10 @@ def main() -> None:
         near = difflib.get_close_matches(name, COMMANDS, 1)
         told = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}"
         sys.exit(f"error: {ascii(name)[:100]} is no command of igpo; {told}")
+    try:
+        working_folder()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     del sys.argv[1]
     if names_own_code(sys.argv[1:]) and not sys.flags.safe_path:
         sys.path.append(os.getcwd())  # behind all others, so that no file there hides a module of Python

@@ -11,7 +11,7 @@ import runpy
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
@@ -19,6 +19,8 @@ from absl import app, flags
 from igpo_jax.command_help import HELP, HELP_CONFIG, command_help, config_help
 from igpo_jax.runtime import interrupts
 from igpo_jax.runtime.buckets import with_addresses
+from igpo_jax.runtime.files import require_unicode
+from igpo_jax.runtime.installation import working_folder
 
 if TYPE_CHECKING:  # `doctor` imports this module on machines on which packages are missing
     from ml_collections import ConfigDict
@@ -27,8 +29,9 @@ FLAG = re.compile(r"--?([A-Za-z][\w.-]+)(?:\[\d+\])?(=.*)?", re.DOTALL)
 PATIENCE = 10.0  # seconds
 SHOWN = 100  # characters of an argument in a message
 LONGEST = 10_000  # characters of a message that ends a command; it may list names in a file
-# Characters that break lines, move a terminal's cursor or reverse the direction of text.
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+# Characters that break lines, move a terminal's cursor or reverse the direction of text, and the surrogates by which Python
+# replaces bytes in the names of files. A surrogate cannot be printed.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 flags.disclaim_key_flags()  # --help of a command lists the flag of `define_config` as the command's own
 
@@ -128,7 +131,7 @@ def parse_arguments(arguments: list[str], words: bool = False) -> list[str]:
     interrupts.watch()
     try:
         print_help(arguments)
-        _require_unicode((*arguments, os.getcwd()))
+        require_unicode((*arguments, working_folder()))
         flags.FLAGS.set_gnu_getopt(True)  # flags may follow words
         given, path = _resolve_config(flags.FLAGS.read_flags_from_files(arguments[1:]))
         _check_arguments(given, _known_flags(path), words)
@@ -138,16 +141,6 @@ def parse_arguments(arguments: list[str], words: bool = False) -> list[str]:
             raise ValueError(f"an index in the --config flags fits no value of the configuration: {error}") from None
     except (ValueError, OSError, flags.Error) as error:  # absl writes a line for each missing flag
         sys.exit(f"error: {'; '.join(str(error).splitlines())}")
-
-
-def _require_unicode(texts: Iterable[str]) -> None:
-    """Raises ValueError if a text is not valid UTF-8. The names of files may have any bytes, but those of Orbax may not, and
-    neither may JSON and HTML files."""
-    for text in texts:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError(f"{ascii(text)} is not UTF-8; rename this file or folder") from None
 
 
 def print_help(arguments: Sequence[str]) -> None:

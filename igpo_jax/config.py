@@ -35,7 +35,7 @@ from igpo_jax.runtime.checks import (
 )
 from igpo_jax.runtime.files import RENAMED, renamed
 from igpo_jax.tasks import load_task
-from igpo_jax.tasks.benchmark import BenchmarkConfig, benchmark, default_benchmarks, used_benchmarks, with_problems
+from igpo_jax.tasks.benchmark import BenchmarkConfig, default_benchmarks, used_benchmarks, with_problems
 from igpo_jax.tasks.reward_terms import term_error
 from igpo_jax.tokenizers import ids_never_drawn
 from igpo_jax.training.state import OptimizerConfig
@@ -411,8 +411,8 @@ def from_json(values: dict[str, Any]) -> ConfigDict:
     files get their default values."""
     values = renamed(values)
     config = base_config(**load_task(values["task"]["name"]).defaults(**values["task"]))
-    for name, part in values.get("evaluation", {}).get("benchmarks", {}).items():
-        config.evaluation.benchmarks[name] = benchmark(load_task(part["task"]["name"]).defaults())
+    for name, part in default_benchmarks(values.get("evaluation")).items():
+        config.evaluation.benchmarks[name] = ConfigDict(dataclasses.asdict(part))
     config.update(values)
     return config
 

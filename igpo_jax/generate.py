@@ -11,6 +11,8 @@ if __name__ == "__main__":  # before the slow imports
 
 import itertools
 import json
+import os
+import pathlib
 import sys
 import time
 from typing import Any
@@ -24,7 +26,7 @@ from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.buckets import local_file, require_model
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import parse_json, read_bytes
+from igpo_jax.runtime.files import open_without_links, parse_json, read_bytes
 from igpo_jax.runtime.host import explain_shortage
 
 MODEL = flags.DEFINE_string("model", None, "The model's folder, also gs://BUCKET/MODEL, or its id on the hub.", required=True)
@@ -69,6 +71,8 @@ def main(_):
         require(prompts or TEMPLATE.value, "give --prompt, --prompts or --template")
         both = "--hint and --template are both given; a template may begin with the hint"
         require(not (TEMPLATE.value and HINT.value), both)
+        leads_away = OUTPUT.value and os.path.islink(OUTPUT.value)
+        require(not leads_away, f"--output={OUTPUT.value} is a symbolic link; give the file itself")
         needs = "chat" if CHAT.value else "text"
         options: dict[str, Any] = {"adapters": ADAPTERS.value, "dtype": DTYPE.value, "stage": STAGE.value}
         options |= {"trust": TRUST.value, "allow_nonfinite": ALLOW_NONFINITE.value}
@@ -95,7 +99,7 @@ def print_completions(model: DiffusionLM, prompts: list[str], completions: list[
         print(escape_controls(text), flush=True)
         if OUTPUT.value:
             row = {"prompt": prompt, "text": completion.text, "tokens": completion.tokens.tolist()}
-            with open(OUTPUT.value, "a", encoding="utf-8") as opened:
+            with open_without_links(pathlib.Path(OUTPUT.value), "a", "utf-8") as opened:
                 opened.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

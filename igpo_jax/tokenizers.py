@@ -39,6 +39,7 @@ class Tokenizer(Protocol):
     """Interface of tokenizers, which convert between text and token ids. If a text contains the name of a special token,
     encoding treats the name as ordinary text and does not return the id of the special token."""
 
+    file: pathlib.Path
     digest: str  # hash of the file; with another tokenizer, the model's ids would have other texts
     vocab_size: int
     pad_id: int

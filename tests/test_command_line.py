@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
@@ -82,7 +83,9 @@ def console_script(folder, *arguments, cwd):
 def test_igpo_finds_a_task_in_the_working_folder_and_no_file_there_hides_a_module(tmp_path):
     (tmp_path / "math.py").write_text("raise RuntimeError")
     (tmp_path / "mine.py").write_text("from igpo_jax.tasks.arithmetic import *\nfrom igpo_jax.tasks import arithmetic\n")
-    text = "import mine\nfrom igpo_jax.config import base_config\ndef get_config():\n    return base_config(**mine.defaults())\n"
+    text = (
+        "import mine\nfrom igpo_jax.config import base_config\ndef get_config():\n    return base_config(**mine.defaults())\n"
+    )
     (tmp_path / "config.py").write_text(text)
     done = console_script(tmp_path, "inspect_data", "--config=config.py", "--samples=0", cwd=tmp_path)
     assert done.returncode == 0 and "rl: " in done.stdout, done.stderr
@@ -259,6 +262,23 @@ def test_all_missing_flags_are_named_in_one_line(command, required, tmp_path):
     assert all(f"flag --{flag}=None: Flag --{flag} must have a value" in message for flag in required)
 
 
+def test_completions_are_not_written_through_a_link(tmp_path):
+    (tmp_path / "of_others").write_text("")
+    (tmp_path / "out").symlink_to("of_others")
+    message = refused("generate", "--model=x", "--prompt=y", "--output=out", cwd=tmp_path)
+    assert message == "error: --output=out is a symbolic link; give the file itself\n"
+
+
+@pytest.mark.parametrize("module", [("igpo_jax", "report"), ("igpo_jax.report",)])
+def test_a_deleted_working_folder_is_told_in_one_line(module, tmp_path):
+    (tmp_path / "gone").mkdir()
+    command = f'rmdir "$PWD" && exec {shlex.join([sys.executable, "-m", *module])} run'
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path / "gone", env=environment, capture_output=True, text=True)
+    told = "error: the working folder cannot be used: No such file or directory; change to another folder\n"
+    assert (done.returncode, done.stderr) == (1, told)
+
+
 def test_a_message_has_one_short_line(tmp_path):
     message = refused("generate", "--promtp=" + "What is\n17 + 25? " * 100, cwd=tmp_path)
     assert "did you mean --prompt=What is 17 + 25?" in message and len(message) < 400
@@ -331,12 +351,12 @@ def test_messages_and_logs_are_short_and_cannot_command_the_terminal():
 from igpo_jax import cli
 def main(_):
     logging.getLogger("x").warning("%s", "\\x1b]52;c;YQ==\\x07 log")
-    print(cli.escape_controls("\\x1b[2J\\u202e\\r\\x9b a\\n\\tb"))
+    print(cli.escape_controls("\\x1b[2J\\u202e\\r\\x9b a\\n\\tb\\udcff"))
     sys.exit("error: \\x1b[2J\\n" + "a" * 1_000_000)
 cli.PATIENCE = 0.1
 cli.run_command(main, cli.parse_arguments)"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "\\x1b[2J\\u202e\\r\\x9b a\n\tb\n"
+    assert done.stdout == "\\x1b[2J\\u202e\\r\\x9b a\n\tb\\udcff\n"
     *logged, message = done.stderr.splitlines()
     assert "\\x1b]52;c;YQ==\\x07 log" in "".join(logged) and "\x1b" not in done.stderr
     assert message.startswith("error: \\x1b[2J\\naaa") and message.endswith("a...") and len(message) < 11_000

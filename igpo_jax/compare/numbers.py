@@ -59,10 +59,9 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
         require(valid, f"{folder / 'metrics.jsonl'}: step {row['step']} has {ALL_WRONG_METRIC}={share}, which is no share")
     with wrap_read_errors(folder):
         verdicts = [row for row in verdicts if row["stage"] == "rl"]
-        prompts, evaluations = (
-            np.array([sum(row[name] for row in rollouts if row["step"] <= verdict["step"]) for verdict in verdicts])
-            for name in ("sampler/prompts", "sampler/rows")
-        )
+        steps, evaluated = (np.array([row["step"] for row in each], np.int64) for each in (rollouts, verdicts))
+        names = ("sampler/prompts", "sampler/rows")
+        prompts, evaluations = (spent_until(steps, evaluated, [row[name] for row in rollouts]) for name in names)
         correct = np.array([row["correct"] for row in verdicts], float)
     require(verdicts, f"{folder / 'evaluations.jsonl'} has no evaluation of the stage rl")
     for verdict, row in zip(verdicts, correct, strict=True):
@@ -71,10 +70,15 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
     times = [row.get("time/total", seconds / len(rollouts)) for row in rollouts]
     valid = all(type(time) in (int, float) and 0 <= time < math.inf for time in times)
     require(valid, f"{folder / 'metrics.jsonl'} has a time/total that is no time")
-    elapsed = [
-        sum(time for time, row in zip(times, rollouts, strict=True) if row["step"] <= verdict["step"]) for verdict in verdicts
-    ]
-    return RunNumbers(prompts, evaluations, np.array(elapsed, float), correct, rollouts, result)
+    return RunNumbers(prompts, evaluations, spent_until(steps, evaluated, times), correct, rollouts, result)
+
+
+def spent_until(steps: np.ndarray, evaluated: np.ndarray, amounts: Sequence[float]) -> np.ndarray:
+    """Returns what a run has spent until each evaluation, f64[k]: the sum of the `amounts` of all rollouts up to its step.
+    `steps`, int [n], are the steps of the rollouts, and `evaluated`, int [k], those of the evaluations, both in any order."""
+    order = np.argsort(steps, kind="stable")
+    totals = np.cumsum([0.0, *np.array(amounts, float)[order]])
+    return totals[np.searchsorted(steps[order], evaluated, side="right")]
 
 
 Runs = list[list[RunNumbers]]  # runs of an arm, [stages][RL seeds]

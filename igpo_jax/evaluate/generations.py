@@ -18,6 +18,7 @@ from igpo_jax.runtime.files import (
     parse_json,
     read_json,
     require_plain_name,
+    require_unicode,
     wrap_read_errors,
 )
 
@@ -64,6 +65,7 @@ def find_files(path: pathlib.Path, benchmarks: Sequence[str]) -> tuple[list[path
         none = f"{path} holds no evaluation (protocol.json) and no samples_*.jsonl; give a JSON Lines file itself"
         require(found, none)
         require(len(found) == 1, f"{path} holds several generations; give one of: {', '.join(map(str, found))}")
+        require_unicode([str(found[0])])
         _require_inside(found[0], path)
         return find_files(found[0], benchmarks)
     tasks = _tasks(path)

@@ -26,6 +26,7 @@ from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_pool import RewardPool
 
 GRADERS = ("igpo_jax", "math_verify", "reference_code")  # functions of graders.py
+WRITTEN = ("disagreements.jsonl", "regrade.json")
 DEADLINE_SECONDS = 15.0  # per text; longer than math-verify's own limits for the two parsings and a comparison
 WORKERS = min(16, os.cpu_count() or 1)
 GRADED_AT_ONCE = 128  # texts between updates of the progress bar
@@ -41,7 +42,9 @@ def regrade(path: pathlib.Path, rule: str | None, benchmarks: Sequence[str], out
     """Grades the generations of a file or folder (see `find_files`), and returns the results as text. `rule` is the argument
     `rule` of `igpo_jax.grade`. If `rule` is None, the rule is taken from the evaluation's protocol, or is "any" if there is no
     protocol with a rule. If `output` is given, writes regrade.json and disagreements.jsonl into this folder. Raises ValueError
-    if a file is unusable."""
+    if one of the two exists already, or if a file is unusable."""
+    if output and (earlier := [output / name for name in WRITTEN if (output / name).exists()]):
+        raise ValueError(f"{earlier[0]} exists already; give another --output")
     files, left_out = find_files(path, benchmarks)
     read = {file: read_generations(file) for file in files}
     if output:

@@ -6,6 +6,7 @@ from igpo_jax.api import DiffusionLM
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.bucket_runs import is_run
 from igpo_jax.run.experiment import read_run_config
+from igpo_jax.runtime.checks import present
 from igpo_jax.tasks import TASKS, load_task
 
 # For models that are not runs
@@ -25,10 +26,9 @@ def begin_with(path: str, model: DiffusionLM, trusted: list[str]) -> dict:
     try:
         task = ConfigDict(config.task.to_dict() | ({"test_problems": 1} if "test_problems" in config.task else {}))
         problem = load_task(config.task.name).load(task, "test", config.seed)[0]
-    except ValueError:  # the problem files are not on this machine
+        trace = model.encode(problem.trace)
+        part = len(trace) // 3
+        begin, end = (present(model.tokenizer).decode(tokens) for tokens in (trace[:part], trace[2 * part :]))
+    except (ValueError, OSError):  # the problem files are not on this machine, or others may not read them
         return fields
-    assert model.tokenizer is not None  # checked by load
-    trace = model.encode(problem.trace)
-    part = len(trace) // 3
-    begin, end = model.tokenizer.decode(trace[:part]), model.tokenizer.decode(trace[2 * part :])
     return fields | {"prompt": problem.question, "template": f"{begin}[MASK:{part}]{end}"}

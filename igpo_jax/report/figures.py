@@ -297,7 +297,7 @@ def _benchmark_traces(run: str, rows: list[Row]) -> list[Row]:
         known = [row for row in evaluations(rows) if _finite(row.get(metric))]
         trace = _trace([row["step"] for row in known], np.array([row[metric] for row in known]), run, plotly_text(name), "rl")
         style = {"mode": "lines+markers", "line": {"color": color, "width": 1.5}, "marker": {"size": 4, "color": color}}
-        traces.append(trace | style | {"name": plotly_text(name), "legendgroup": plotly_text(name)})
+        traces.append(trace | style | {"name": plotly_text(name), "legendgroup": name})
     return traces
 
 

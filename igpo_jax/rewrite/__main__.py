@@ -52,7 +52,7 @@ from igpo_jax.runtime.progress import progress
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool
 from igpo_jax.tasks.sources import Record, load_sources
-from igpo_jax.tokenizers import Tokenizer, load_tokenizer
+from igpo_jax.tokenizers import VOCABULARY, Tokenizer, load_tokenizer
 
 PROBLEMS = flags.DEFINE_string("problems", None, "Sources of problems with solutions: format:path,...", required=True)
 FIELDS = flags.DEFINE_list("fields", [], "Field names of the format jsonl: question=...,answer=...")
@@ -124,12 +124,13 @@ def rewrite(folder: pathlib.Path) -> dict[str, Any]:
     path = small_files(TOKENIZER.value)
     absent = f"--tokenizer: there is no file or folder {TOKENIZER.value!r}{how_to_get(TOKENIZER.value, '--tokenizer')}"
     require(path.exists(), absent)
-    file = next(iter([*path.glob("tokenizer.json"), *path.glob("*.model")]), path) if path.is_dir() else path
-    # Lengths do not depend on the mask token, so any id works.
-    tokenizer = load_tokenizer(TOKENIZER.value, 0 if file.suffix == ".json" else None)
+    tokenizer = load_tokenizer(TOKENIZER.value, 0)  # lengths do not depend on the mask token, so any id works
+    # Two files belong to a vocab.json, and the digest of the tokenizer is that of both.
+    is_whole = tokenizer.file.name != VOCABULARY
+    digest = hashlib.sha256(tokenizer.file.read_bytes()).hexdigest() if is_whole else tokenizer.digest
     rule = ANSWER.value or ("box" if endpoint else "any")
     settings = {"problems": problems_fingerprint(records), **_endpoint_settings(endpoint), "answer": rule}
-    settings |= {"min_tokens": least, "max_tokens": most, "tokenizer": hashlib.sha256(file.read_bytes()).hexdigest()}
+    settings |= {"min_tokens": least, "max_tokens": most, "tokenizer": digest}
     require_same_identity(folder / "settings.json", settings, "rewriting")
     records = records[: LIMIT.value]
 

@@ -144,8 +144,9 @@ def result_lines(result: dict[str, Any]) -> list[str]:
         problems = f"accuracy on {last['problems']:,} test problems"
         change = f"{percent(before['accuracy'])} -> " if before and after else "after the supervised stage "
         lines.append(f"{problems}: {change}{percent(last['accuracy'])} ({interval_text(last['interval95'])})")
+        earlier = before.get("benchmarks", {}) if before and after else {}
         for name, share in last.get("benchmarks", {}).items():
-            change = f"{percent(before['benchmarks'][name])} -> " if before and after else "after the supervised stage "
+            change = f"{percent(earlier[name])} -> " if name in earlier else "" if after else "after the supervised stage "
             lines.append(f"accuracy on {name}: {change}{percent(share)}")
     if loss := result.get("heldout_loss"):
         lines.append(f"held-out loss: {loss['first']:.3f} -> {loss['last']:.3f}")

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pathlib
+import stat
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
@@ -93,6 +94,16 @@ def require_plain_name(name: Any, place: object) -> None:
     file must be checked in this way. Otherwise, an untrusted file could name any file of the user."""
     parts = isinstance(name, str) and name.isprintable() and not {"/", "\\"} & set(name) and name not in ("", ".", "..")
     require(parts and len(name.encode()) <= 255, f"{place}: {repr(name)[:100]} is not a plain file name")
+
+
+def require_unicode(texts: Iterable[str]) -> None:
+    """Raises ValueError if a text is not valid UTF-8. The names of files may have any bytes, but those of Orbax may not, and
+    neither may JSON and HTML files."""
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(f"{ascii(text)} is not UTF-8; rename this file or folder") from None
 
 
 def as_json_lines(rows: Iterable[dict[str, Any]]) -> str:
@@ -217,11 +228,19 @@ def hub_blobs(path: pathlib.Path) -> list[pathlib.Path]:
 
 def open_without_links(path: pathlib.Path, mode: str, encoding: str | None = None) -> IO[Any]:
     """Opens a file for writing, in a folder that may come from an untrusted source. If the path is a symbolic link, replaces
-    the link by a new file, because the link may lead to any file of the user. Raises OSError if the path is a named pipe."""
+    the link by a new file, because the link may lead to any file of the user. Raises OSError if the path is a named pipe or
+    another kind of file that is not regular."""
+
+    def opener(name: str, flags: int) -> int:
+        number = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # the last keeps a pipe from blocking
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise OSError(errno.EINVAL, "not a regular file", name)
+        return number
+
     if path.is_symlink():
         path.unlink(missing_ok=True)
-    added = os.O_NOFOLLOW | os.O_NONBLOCK  # the second keeps a pipe from blocking
-    return open(path, mode, encoding=encoding, opener=lambda name, flags: os.open(name, flags | added, 0o666))
+    return open(path, mode, encoding=encoding, opener=opener)
 
 
 def user_cache() -> pathlib.Path:

@@ -6,6 +6,8 @@ import os
 import pathlib
 import re
 
+from igpo_jax.runtime.checks import require
+
 HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 EXAMPLE = "GSAI-ML/LLaDA-8B-Instruct"
 
@@ -18,7 +20,7 @@ def local_folder(path: str | os.PathLike) -> pathlib.Path:
         return place
     try:
         return _snapshot(text)
-    except (ImportError, OSError, ValueError):  # the model is not in the cache, or not all of its files are
+    except Exception:  # the model is not in the cache, or not all of its files are; damaged files of the cache raise anything
         return place
 
 
@@ -26,7 +28,11 @@ def local_folder(path: str | os.PathLike) -> pathlib.Path:
 def _snapshot(hub_id: str) -> pathlib.Path:
     from huggingface_hub import snapshot_download
 
-    return pathlib.Path(snapshot_download(hub_id, local_files_only=True))
+    folder = pathlib.Path(snapshot_download(hub_id, local_files_only=True))
+    # The name of the folder comes from a file of the cache, and could be that of any folder.
+    around = (f"models--{hub_id.replace('/', '--')}", "snapshots")
+    require(folder.parts[-3:-1] == around and folder.name != "..", f"{folder} is no snapshot of {hub_id}")
+    return folder
 
 
 def how_to_get(path: str | os.PathLike, key: str) -> str:

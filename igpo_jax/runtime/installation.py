@@ -12,6 +12,14 @@ sys.path.append(os.getcwd())
 runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)"""
 
 
+def working_folder() -> str:
+    """Returns the path of the working folder. Raises ValueError if there is no such folder, because it was deleted."""
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise ValueError(f"the working folder cannot be used: {error.strerror}; change to another folder") from None
+
+
 def python_command(module: str) -> list[str]:
     """Returns the command that runs a module of this package in a new process. The new process imports modules from the working
     folder only if the calling process does, and likewise before or after all other folders."""

@@ -3,6 +3,7 @@ model's own solutions, from which hints can be taken."""
 
 import dataclasses
 import itertools
+import pathlib
 import re
 from collections.abc import Callable, Sequence
 
@@ -12,7 +13,7 @@ from igpo_jax.data.pipeline import PromptBatch, hintable_tokens
 from igpo_jax.rl.hints import InpaintingConfig
 from igpo_jax.rl.rollout import Rollout
 from igpo_jax.run.experiment import Experiment
-from igpo_jax.runtime.checks import present
+from igpo_jax.runtime.checks import present, require
 from igpo_jax.runtime.mesh import to_host
 from igpo_jax.stages.stage import IterationState
 from igpo_jax.tasks.answer_spans import Span, answer_spans, occurrences
@@ -75,6 +76,13 @@ def update_solution_bank(
     solution_bank = solution_bank.copy()  # a checkpoint may still be saving the old one
     solution_bank[rows[found]] = chosen[found]
     return solution_bank
+
+
+def require_known_ids(checkpoint: pathlib.Path, solution_bank: np.ndarray, vocab_size: int) -> None:
+    """Raises ValueError if the solution bank of a checkpoint, which may be a stranger's, contains ids that are neither
+    `NO_SOLUTION` nor ids of the network. Tokenizers fail at negative ids."""
+    known = solution_bank.min() >= NO_SOLUTION and solution_bank.max() < vocab_size
+    require(known, f"{checkpoint}: the model's own solutions (memory) have ids outside of [0, {vocab_size}); restore a copy")
 
 
 def own_hintable_tokens(

@@ -31,7 +31,13 @@ from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch, to_host
 from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.stopwatch import Stopwatch
 from igpo_jax.stages.divergence import count_skipped
-from igpo_jax.stages.hint_state import NO_SOLUTION, initial_hint_ratio_center, update_hint_state, with_own_solutions
+from igpo_jax.stages.hint_state import (
+    NO_SOLUTION,
+    initial_hint_ratio_center,
+    require_known_ids,
+    update_hint_state,
+    with_own_solutions,
+)
 from igpo_jax.stages.stage import IterationState, Stage, is_due
 from igpo_jax.tasks.reward_terms import TASK, reward_terms
 from igpo_jax.training.policy import Policy, PolicyParams, cast_params
@@ -82,6 +88,9 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
     own_hints = config.inpainting.enabled and config.inpainting.source == "own"
     solution_bank = np.full_like(present(experiment.rl_data).prompts.trace, NO_SOLUTION) if own_hints else None
     restored = stage.restore(key, solution_bank)
+    if restored and own_hints:
+        folder, bank = checkpoints.folder / str(restored.done), present(restored.solution_bank)
+        require_known_ids(folder, bank, experiment.model.vocab_size)
     state = restored or stage.create(start.trained, key, solution_bank)
     if stage.policy.makes_copy() or reference is start.base:
         jax.tree.map(lambda x: x.delete(), start.trained)

@@ -2,7 +2,7 @@
 benchmarks during training (`evaluation.benchmarks`), and the command `evaluate` evaluates finished models on them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -11,6 +11,8 @@ from igpo_jax.runtime.checks import MOST_PROBLEMS, MOST_ROWS, at_least, checked,
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.decontamination import content_of, warn_of_repeats
 from igpo_jax.tasks.problem import Problem
+
+MOST_BENCHMARKS = 1000  # of a run, whose config.json may be a stranger's; reading one takes up to 1 ms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,13 +36,23 @@ def with_problems(benchmarks: Mapping[str, Any]) -> dict[str, Any]:
     return {name: part for name, part in benchmarks.items() if part["task"]["name"] != "math" or part["task"].get("test")}
 
 
+def require_names(benchmarks: Collection[str]) -> None:
+    """Raises ValueError if a run has more than `MOST_BENCHMARKS` benchmarks, or if a name of a benchmark is empty or not
+    printable. The names of metrics contain these names."""
+    number = len(benchmarks)
+    require(number <= MOST_BENCHMARKS, f"evaluation.benchmarks has {number} benchmarks; at most {MOST_BENCHMARKS} are possible")
+    for name in benchmarks:
+        require(name and name.isprintable(), f"evaluation.benchmarks has the name {name!r}; use printable characters")
+
+
 def default_benchmarks(evaluation: Any) -> dict[str, BenchmarkConfig]:
     """Returns benchmarks with the same names and tasks as in the section `evaluation` of a run's configuration, and with default
     values of all other keys. Returns {} if the section has no dict of benchmarks. Raises ValueError if a benchmark has no valid
-    task."""
+    task, or if the names are invalid (see `require_names`)."""
     benchmarks = evaluation.get("benchmarks") if isinstance(evaluation, dict) else None
-    defaults = {}
-    for name, part in benchmarks.items() if isinstance(benchmarks, dict) else ():
+    benchmarks, defaults = benchmarks if isinstance(benchmarks, dict) else {}, {}
+    require_names(benchmarks)
+    for name, part in benchmarks.items():
         task = part.get("task") if isinstance(part, dict) else None
         module = task.get("name") if isinstance(task, dict) else None
         if not isinstance(module, str):

@@ -14,6 +14,7 @@ from typing import Any
 from igpo_jax.grading.answers import box_spans
 from igpo_jax.runtime.buckets import matching_files
 from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.files import require_unicode
 from igpo_jax.tasks.answer_spans import Span, answer_spans, merged, occurrences
 from igpo_jax.tasks.rows import column, columns_of, is_null, read_rows
 
@@ -94,11 +95,12 @@ def download_advice(kind: str) -> str:
 
 def split_sources(text: str) -> list[str]:
     """Returns the sources in `text`, one per file. Replaces a pattern by the files in its folder that match it, in order. A
-    pattern that no file matches stays as it is."""
+    pattern that no file matches stays as it is. Raises ValueError if the name of a matching file is not UTF-8."""
     sources: list[str] = []
     for source in filter(None, (part.strip() for part in text.split(","))):
         kind, _, path = source.partition(":")
         matches = matching_files(path) if "*" in path and not pathlib.Path(path).exists() else []
+        require_unicode(matches)  # ids of problems may contain the name of a file
         sources += [f"{kind}:{match}" for match in matches] or [source]
     return sources
 
@@ -107,21 +109,23 @@ def load_sources(
     text: str, fields: dict[str, str], max_malformed: int = 0, key: str = "sources"
 ) -> tuple[list[Record], list[SourceCounts]]:
     """Returns the records of all sources in order, and the row counts of each source. `text` lists the sources as
-    "format:path,format:path", see `split_sources`. `fields` maps id, question, answer and solution to the field names that files of the format jsonl
-    use. At most `max_malformed` malformed lines of each file are skipped. If rows of a source are dropped, logs a warning with
-    their number. Raises ValueError if a format is unknown. If a file is unusable, raises a ValueError that names the file and
-    line. If a file is missing, the message also contains `key` (the key or flag that lists the sources) and tells how to get a
-    file."""
+    "format:path,format:path", see `split_sources`. `fields` maps id, question, answer and solution to the field names that
+    files of the format jsonl use. At most `max_malformed` malformed lines of each file are skipped. If rows of a source are
+    dropped, logs a warning with their number. Raises ValueError if a format is unknown, or if a file is given twice. If a file
+    is unusable, raises a ValueError that names the file and line. If a file is missing, the message also contains `key` (the
+    key or flag that lists the sources) and tells how to get a file."""
     records: dict[str, Record] = {}
     counts: list[SourceCounts] = []
     metamath_questions: set[str] = set()  # many rows share a question
+    files: set[Any] = set()  # without this check, a stranger's run could name a small file a thousand times
     spans = 0
     for source in split_sources(text):
         kind, colon, path = source.partition(":")
         if not colon or kind not in FORMATS:
             raise ValueError(f"source {source!r} is not format:path, where format is one of {', '.join(FORMATS)}")
-        if source in (count.source for count in counts):
-            raise ValueError(f"source {source!r} is given twice")
+        file = _identity(path)
+        require(file not in files, f"source {source!r} is given twice")
+        files.add(file)
         count = SourceCounts(source)
         for place, _, row in read_rows(path, max_malformed, key, download_advice(kind)):
             count.rows += 1
@@ -168,6 +172,13 @@ def load_sources(
 
 
 # Formats: each function makes a record from a row, or raises `Dropped`, KeyError or TypeError.
+
+
+def _identity(path: str) -> Any:
+    """Returns a value that is equal for all paths of one file, such as a.jsonl, ./a.jsonl and the path of a link to it."""
+    file = pathlib.Path(path)
+    status = file.stat() if file.is_file() else None
+    return (status.st_dev, status.st_ino) if status else path
 
 
 def _text(row: dict[str, Any], name: str) -> str:

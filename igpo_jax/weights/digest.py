@@ -16,7 +16,7 @@ def files_digest(files: dict[Any, int]) -> str:
     digest = hashlib.sha256()
     for file, size in sorted(files.items()):
         if file.name != ORIGIN:
-            digest.update(f"{file.name} {size}".encode())
+            digest.update(f"{file.name} {size}".encode(errors="surrogateescape"))  # names may have any bytes
             for place in (*range(0, size, max(SAMPLED, size // 16)), max(0, size - SAMPLED)):
                 digest.update(read_range(file, place, min(size, place + SAMPLED)))
     return digest.hexdigest()[:16]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from igpo_jax.compare.arms import ALL_WRONG, Claim, check_comparison
-from igpo_jax.compare.numbers import RunNumbers, judge, read_run_numbers
+from igpo_jax.compare.numbers import RunNumbers, judge, read_run_numbers, spent_until
 from igpo_jax.compare.page import _ticks
 from igpo_jax.config import base_config
 from igpo_jax.tasks import arithmetic
@@ -26,6 +26,15 @@ def written(folder, result=(), rollout=(), correct=(1, 0)):
 def test_a_run_is_read(tmp_path):
     numbers = read_run_numbers(written(tmp_path))
     assert numbers.prompts.tolist() == [8] and numbers.evaluations.tolist() == [64] and numbers.correct.tolist() == [[1, 0]]
+
+
+def test_what_is_spent_until_an_evaluation_is_a_sum_found_in_little_time():
+    draw = np.random.default_rng(0)
+    steps, evaluated, amounts = draw.integers(0, 50, 40), draw.integers(-5, 60, 30), draw.random(40)
+    expected = [sum(amount for step, amount in zip(steps, amounts, strict=True) if step <= last) for last in evaluated]
+    np.testing.assert_allclose(spent_until(steps, evaluated, amounts), expected)
+    many = np.arange(200_000)  # a log of a few MB; adding them up again for each evaluation would take hours
+    assert spent_until(many, many, np.ones(many.size)).tolist() == (many + 1).tolist()
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -1,6 +1,7 @@
 """Benchmarks that a run evaluates (`evaluation.benchmarks`) have the verdicts of the command `evaluate`."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -145,6 +146,18 @@ def test_a_wrong_benchmark_is_named(part, words, tmp_path):
     assert words in error_of(config, tmp_path / "run")
 
 
+@pytest.mark.parametrize("names, words", [
+    (map(str, range(1001)), "evaluation.benchmarks has 1001 benchmarks; at most 1000 are possible"),
+    ([""], "evaluation.benchmarks has the name ''"),
+    (["a\nb"], r"evaluation.benchmarks has the name 'a\nb'"),
+])  # fmt: skip
+def test_a_run_has_few_benchmarks_with_printable_names(names, words, tmp_path):
+    values = configuration.to_json(tiny())
+    values["evaluation"]["benchmarks"] = {name: {"task": {"name": "arithmetic"}} for name in names}
+    with pytest.raises(ValueError, match=re.escape(words)):
+        configuration.from_json(values)
+
+
 def test_results_have_the_accuracies_on_benchmarks():
     row = {"step": 3, "stage": "rl", "eval/accuracy": 0.5, "eval/a/b/accuracy": 0.25, "eval/none/accuracy": None}
     assert benchmark_accuracies(row) == {"a/b": "eval/a/b/accuracy"}
@@ -153,3 +166,5 @@ def test_results_have_the_accuracies_on_benchmarks():
     )
     lines = result_lines({"before_rl": before, "after_rl": after, "wall_seconds": {}})
     assert lines[1] == "accuracy on amc: 25.0% -> 50.0%"
+    del before["benchmarks"]  # of a log that a stranger wrote
+    assert result_lines({"before_rl": before, "after_rl": after, "wall_seconds": {}})[1] == "accuracy on amc: 50.0%"

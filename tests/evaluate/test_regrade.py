@@ -295,6 +295,21 @@ def test_mistakes_are_told_in_one_line(flags, message, tmp_path):
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_samples_whose_name_is_not_unicode_are_refused(tmp_path):
+    write_lines(tmp_path / os.fsdecode(b"samples_\xff.jsonl"), [{"gold": "7", "text": "7"}])
+    with pytest.raises(ValueError, match="is not UTF-8; rename this file or folder"):
+        find_files(tmp_path, [])
+
+
+@pytest.mark.parametrize("name", ["regrade.json", "disagreements.jsonl"])
+def test_an_earlier_regrading_is_not_overwritten(name, tmp_path):
+    file = write_lines(tmp_path / "texts.jsonl", [{"gold": "7", "text": "7"}])
+    (tmp_path / name).write_text("earlier")
+    with pytest.raises(ValueError, match=f"{name} exists already; give another --output"):
+        regrade(file, None, [], tmp_path)
+    assert (tmp_path / name).read_text() == "earlier"
+
+
 @pytest.mark.slow
 def test_the_command_needs_no_device_and_writes_nothing_by_default(tmp_path):
     file = write_lines(tmp_path / "texts.jsonl", [{"gold": gold, "text": text} for gold, text in CASES])

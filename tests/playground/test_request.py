@@ -1,14 +1,18 @@
 """Requests that are rejected before they queue for the device, and animations."""
 
 import io
+import json
 from concurrent.futures import CancelledError
 
 import pytest
 from PIL import Image
 
+from igpo_jax import config as configuration
 from igpo_jax.playground import animation
 from igpo_jax.playground.animation import gif, parse_animation
+from igpo_jax.playground.fields import begin_with
 from igpo_jax.playground.request import LIMITS, parse_request
+from igpo_jax.tasks import countdown
 
 LENGTHS = {"completion_length": 16, "block_length": 8}
 CELLS = [["The", 0, "#000000", True], ["an\n", 1, "#fde725", False], ["<b>", 2, "#440154", False]]
@@ -57,6 +61,15 @@ def test_what_cannot_be_is_refused_with_its_name(asked, message, model):
 def test_what_is_no_animation_is_refused(asked):
     with pytest.raises(ValueError, match="an animation|a cell is"):
         parse_animation(asked)
+
+
+@pytest.mark.parametrize("problems", ["nowhere.jsonl", "x" * 5000])
+def test_a_run_whose_problems_cannot_be_read_has_no_example(problems, tmp_path, model):
+    (tmp_path / "checkpoints").mkdir()
+    values = configuration.to_json(configuration.base_config(**countdown.defaults(test=problems)))
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    fields = begin_with(str(tmp_path), model, [])
+    assert (fields["prompt"], fields["template"]) == ("", "[MASK:8]")
 
 
 def test_an_animation_has_a_frame_for_the_canvas_and_for_every_step():

@@ -11,6 +11,7 @@ import time
 import pytest
 
 import commands
+import qwen_files
 from igpo_jax.grading.answers import extract
 from igpo_jax.grading.equality import equal
 from igpo_jax.rewrite.__main__ import KEPT, read_replies
@@ -276,6 +277,16 @@ def test_missing_files_are_told_with_their_flag_and_the_way_to_get_them(tmp_path
     error = error_of(run(tmp_path, "ORG/NAME"))
     assert "--tokenizer: there is no file or folder 'ORG/NAME' and no complete model of this name" in error
     assert error.endswith("run hf download ORG/NAME --local-dir NAME and give --tokenizer=NAME")
+
+
+def test_a_folder_with_vocab_and_merges_has_a_tokenizer(tmp_path):
+    write_problems(tmp_path / "problems.jsonl", ["fine"])
+    qwen_files.write_small(tmp_path / "model")
+    card = card_of(run(tmp_path, tmp_path / "model"), tmp_path)
+    assert card["outcomes"] == {"unchanged": 1}
+    with (tmp_path / "model" / "merges.txt").open("a") as file:
+        file.write("W h\n")
+    assert "(differing: tokenizer)" in error_of(run(tmp_path, tmp_path / "model"))
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 """Canvases of second attempts: hint policies, share shown, source of the solution; and iterations of several batches."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -19,7 +21,13 @@ from igpo_jax.rl.hints import InpaintingConfig, inpaint, ratio_range
 from igpo_jax.rl.keys import KeyPurpose
 from igpo_jax.rl.rollout import RolloutConfig, distinct_share, rollout
 from igpo_jax.run.experiment import open_experiment
-from igpo_jax.stages.hint_state import NO_SOLUTION, initial_hint_ratio_center, update_solution_bank, with_own_solutions
+from igpo_jax.stages.hint_state import (
+    NO_SOLUTION,
+    initial_hint_ratio_center,
+    require_known_ids,
+    update_solution_bank,
+    with_own_solutions,
+)
 from igpo_jax.tasks.grades import Grades
 from run_configs import tiny
 
@@ -197,6 +205,14 @@ def memory_of(experiment, texts: dict[int, str]) -> np.ndarray:
         tokens = experiment.tokenizer.encode(text)
         solution_bank[row] = tokens + [experiment.tokenizer.eos_id] * (solution_bank.shape[1] - len(tokens))
     return solution_bank
+
+
+@pytest.mark.parametrize("id, known", [(NO_SOLUTION, True), (0, True), (-2, False), (-(2**31), False), (47, True), (48, False)])
+def test_a_bank_with_ids_that_the_network_lacks_is_refused(id, known):
+    bank = np.full((2, 3), NO_SOLUTION, np.int32)
+    bank[1, 1] = id
+    with contextlib.nullcontext() if known else pytest.raises(ValueError, match=r"rl/4: .* ids outside of \[0, 48\)"):
+        require_known_ids(pathlib.Path("rl/4"), bank, 48)
 
 
 OWN = {3: "# 43 63=63", 7: "~ ab cd=??", 8: "# 12=12", 9: "63=63", 10: ""}

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from igpo_jax.runtime.files import MOST_BYTES, atomic_write, is_inside, read_json
+from igpo_jax.runtime.files import MOST_BYTES, atomic_write, is_inside, open_without_links, read_json
 from igpo_jax.runtime.locks import locked
 
 
@@ -77,6 +77,14 @@ def test_links_in_a_strangers_folder_lead_no_writer_to_other_files(tmp_path):
         assert precious.read_text() == "precious" and names(tmp_path) == ["precious.txt", "run"]
         assert names(folder) == ["report.html"]
         (folder / "report.html").unlink()
+
+
+@pytest.mark.parametrize("mode", ["a", "a+", "ab", "a+b"])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_a_file_that_is_not_regular_is_named(make, mode, tmp_path):
+    make(tmp_path / "log")
+    with pytest.raises(OSError, match=re.escape(str(tmp_path / "log"))):
+        open_without_links(tmp_path / "log", mode)
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "pipe"])

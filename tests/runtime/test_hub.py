@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from hub_cache import write_hub_cache
+from hub_cache import COMMIT, write_hub_cache
 from igpo_jax.runtime import hub
 from igpo_jax.runtime.buckets import is_folder, path_of, require_model, small_files
 
@@ -42,6 +42,15 @@ def test_a_folder_of_the_same_name_comes_first(home):
                                   f"a/{'b' * 97}", "ORG/a--b", "ORG/", "ORG/Model-1.5\n"])  # fmt: skip
 def test_other_paths_stay_as_they_are(path, home):
     assert path_of(path) == small_files(path) == pathlib.Path(path)
+
+
+@pytest.mark.parametrize("name", ["refs/main", f"trees/{COMMIT}.json"])
+@pytest.mark.parametrize("content", ["", "/etc", "..", "../..", "../refs", "5", "[" * 10**5])
+def test_a_damaged_cache_leads_nowhere(name, content, home):
+    snapshot = write_hub_cache(home, "ORG/OTHER", home / "model")
+    (snapshot.parents[1] / "trees").mkdir()
+    (snapshot.parents[1] / name).write_text(content)
+    assert path_of("ORG/OTHER") in (snapshot, pathlib.Path("ORG/OTHER"))
 
 
 def test_without_the_hubs_package_paths_stay_as_they_are(home, monkeypatch):

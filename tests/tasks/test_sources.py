@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import re
 
 import pytest
 
 from igpo_jax.tasks.problem import problems_fingerprint
-from igpo_jax.tasks.sources import load_sources
+from igpo_jax.tasks.sources import load_sources, split_sources
 
 SAMPLE = pathlib.Path(__file__).parent / "gsm8k_sample.jsonl"
 FIELDS = {"id": "id", "question": "question", "answer": "answer", "solution": "solution"}
@@ -175,6 +177,21 @@ def test_several_sources_are_one_list_with_one_of_each_id(tmp_path):
     assert len(records) == 6 and [count.kept for count in counts] == [5, 1]
     with pytest.raises(ValueError, match="gsm8k_sample.jsonl' is given twice"):
         load(f"gsm8k:{SAMPLE},gsm8k:{SAMPLE}")
+
+
+@pytest.mark.parametrize("other", ["jsonl:{0}/./a.jsonl", "math:{0}/a.jsonl", "jsonl:{0}/link.jsonl"])
+def test_a_file_is_given_once_in_any_spelling(other, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "?", "problem": "?", "answer": "5", "solution": "5"}')
+    (tmp_path / "link.jsonl").symlink_to("a.jsonl")
+    with pytest.raises(ValueError, match="is given twice"):
+        load_sources(f"jsonl:{tmp_path}/a.jsonl,{other.format(tmp_path)}", FIELDS)
+
+
+def test_a_matching_file_whose_name_is_not_unicode_is_refused(tmp_path):
+    file = tmp_path / os.fsdecode(b"odd\xff.jsonl")
+    file.write_text("")
+    with pytest.raises(ValueError, match=re.escape(f"{ascii(str(file))} is not UTF-8; rename this file or folder")):
+        split_sources(f"jsonl:{tmp_path}/*.jsonl")
 
 
 def test_a_pattern_means_the_files_of_its_folder_that_match_it(tmp_path):

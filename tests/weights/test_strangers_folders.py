@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from igpo_jax.run import export as run_export
 from igpo_jax.runtime.files import require_plain_name
 from igpo_jax.runtime.mesh import make_mesh
-from igpo_jax.weights.digest import network_digest
+from igpo_jax.weights.digest import files_digest, model_files, network_digest
 from igpo_jax.weights.folders import convert, export, load_params
 from igpo_jax.weights.huggingface import INDEX, folder_model_config, llada_config, tensor_names
 from igpo_jax.weights.new_folders import new_folder
@@ -254,6 +255,11 @@ def test_a_named_pipe_does_not_block_the_hash_of_a_model(tmp_path):
     if blocked:
         os.close(os.open(tmp_path / "x.safetensors", os.O_WRONLY | os.O_NONBLOCK))
     assert not blocked and network_digest(tmp_path) == before
+
+
+def test_a_name_that_is_not_unicode_is_hashed(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff.txt")).write_text("x")
+    assert re.fullmatch("[0-9a-f]{16}", files_digest(model_files(tmp_path)))
 
 
 def test_a_link_in_place_of_the_temporary_folder_leads_to_no_deletion(tmp_path):
