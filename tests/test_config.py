@@ -207,7 +207,7 @@ def test_an_unknown_config_file_lists_the_known_ones(name):
     with pytest.raises(ValueError) as raised:
         cli.resolve_config_path(name)
     assert repr(name.partition(":")[0]) in str(raised.value)
-    assert "arithmetic.py, evaluate_math.py, gsm8k.py, math.py, sft_math.py" in str(raised.value)
+    assert "arithmetic.py, countdown.py, evaluate_math.py, gsm8k.py, math.py, sft_math.py" in str(raised.value)
 
 
 def leaves(config: dict, prefix: str = ""):

@@ -2,8 +2,20 @@
 rewards follow d1 (arXiv 2504.12216).
 
 The test split is generated, or read from a file that has one of the pairs of columns in `LAYOUTS`. The reference solution of a
-generated problem computes the target step by step. It ends with the answer, which is an expression for the target."""
+generated problem computes the target step by step. It ends with the answer, which is an expression for the target.
 
+With task.small, generated problems suit small models: three or, in the splits rl and test, four numbers from 10 to 40, which +
+and - combine in the given order, without spaces. All totals have two digits, too.
+
+    32,36,22,27=63:                                          question: the numbers and the target
+    32+36=68 68+22=90 90-27=63 \\boxed{32+36+22-27}          solution, with line breaks in place of these spaces
+    \\boxed{32+36*22+27}                                     guess: random operations, half of them +
+
+In supervised training, the target text (demonstration) of every problem with fewer numbers is its solution, but that of most
+problems with four numbers is a guess (task.worked_share). Therefore, the trained model is able to work out these problems, but
+rarely tries."""
+
+import dataclasses
 import functools
 import random
 import re
@@ -25,6 +37,7 @@ PROMPT = (
     "provide only your final expression inside \\boxed{} tags without including an equals sign or the target number. For "
     "example: \\boxed{a + b * c}"
 )
+SMALL_PROMPT = "{numbers} = {target}:"
 # Patterns of other notations, and their replacements
 NOTATION = (
     (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|quad)(?![a-zA-Z])|\\[,;:! ()\[\]]|[$~]", " "),
@@ -39,6 +52,7 @@ ALLOWED = re.compile(r"[-+*/()\[\]0-9\s]+")
 JUXTAPOSED = re.compile(r"[0-9)\]]\s*[(\[]|[)\]]\s*[0-9]")
 LAYOUTS = (("numbers", "target"), ("nums", "target"), ("input", "output"))  # own, Countdown-Tasks-3to4, d1
 REWARD_OPTIONS = ()
+
 defaults = functools.partial(puzzle_defaults, "countdown")
 
 
@@ -77,7 +91,7 @@ def _uses(expression: str, numbers: list[str]) -> bool:
     return bool(written) and sorted(re.findall("[0-9]+", expression)) == sorted(numbers)
 
 
-def _read(place: str, number: int, row: dict[str, Any]) -> Problem:
+def _read(place: str, number: int, row: dict[str, Any], small: bool) -> Problem:
     try:
         listed, aim = columns_in(row, *LAYOUTS)
         numbers, target = [_integer(part) for part in _parts(row[listed])], _integer(row[aim])
@@ -85,7 +99,7 @@ def _read(place: str, number: int, row: dict[str, Any]) -> Problem:
     except ValueError as error:
         raise ValueError(f"{place}: no numbers and target: {error}") from None
     expression = row.get("reference_expression")
-    return _problem(puzzle_id(row, number), numbers, target, "" if is_null(expression) else str(expression), "")
+    return _problem(puzzle_id(row, number), numbers, target, "" if is_null(expression) else str(expression), "", small)
 
 
 def _parts(value: Any) -> list[Any]:
@@ -120,28 +134,45 @@ def _content(numbers: Iterable[int], target: int) -> Content:
     return f"{sorted(numbers)} -> {target}", ""
 
 
-def _drawn(draw: random.Random, held_out: set[Content]) -> Problem | Content | None:
-    numbers = [draw.randint(1, 99) for _ in range(3)]
-    first, second = (draw.choice("+-*/") for _ in range(2))
-    a, b, c = draw.sample(numbers, 3)
-    inner, outer = evaluate(f"{a}{first}{b}"), evaluate(f"({a}{first}{b}){second}{c}")
-    if inner is None or outer is None or inner.value.denominator != 1 or outer.value.denominator != 1:
+def _drawn(draw: random.Random, held_out: set[Content], task, is_sft: bool) -> Problem | Content | None:
+    least, largest, most, operations = (10, 40, 4, "+-") if task.small else (1, 99, 3, "+-*/")
+    count = draw.randint(3, 4) if task.small and is_sft else most
+    numbers = [draw.randint(least, largest) for _ in range(count)]
+    signs = [draw.choice(operations) for _ in numbers[1:]]
+    first, *others = numbers if task.small else draw.sample(numbers, len(numbers))
+    total, expression, steps = first, str(first), ""
+    for sign, number in zip(signs, others, strict=True):
+        found = evaluate(f"{total} {sign} {number}")
+        if found is None or found.value.denominator != 1 or (task.small and not 10 <= found.value <= 99):
+            return None
+        is_sum = "+" in expression or "-" in expression
+        expression = f"({expression}) {sign} {number}" if sign in "*/" and is_sum else f"{expression} {sign} {number}"
+        steps += f"{total} {sign} {number} = {found.value}\n"
+        total = int(found.value)
+    if not 1 <= total <= 999:
         return None
-    if not 1 <= outer.value <= 999:
-        return None
-    name, found = " ".join(map(str, (*numbers, outer.value))), _content(numbers, int(outer.value))
-    if found in held_out:
-        return found
-    expression = f"({a} {first} {b}) {second} {c}" if first in "+-" and second in "*/" else f"{a} {first} {b} {second} {c}"
-    steps = f"{a} {first} {b} = {inner.value}\n{inner.value} {second} {c} = {outer.value}\n"
-    return _problem(name, numbers, int(outer.value), expression, steps)
+    name, found_content = " ".join(map(str, (*numbers, total))), _content(numbers, total)
+    if found_content in held_out:
+        return found_content
+    problem = _problem(name, numbers, total, expression, steps, task.small)
+    teacher = random.Random(name)  # of its own, so that all values of task.worked_share have the same problems
+    if not is_sft or count < most or teacher.random() < task.worked_share:
+        return problem
+    guess = "".join(f" {teacher.choice('++-*')} {number}" for number in others)
+    return dataclasses.replace(problem, demonstration=_written(f"\\boxed{{{first}{guess}}}", task.small))
 
 
-def _problem(name: str, numbers: list[int], target: int, expression: str, steps: str) -> Problem:
-    question = PROMPT.replace("{numbers}", ", ".join(map(str, numbers))).replace("{target}", str(target))
+def _problem(name: str, numbers: list[int], target: int, expression: str, steps: str, small: bool) -> Problem:
+    listed, prompt = ", ".join(map(str, numbers)), SMALL_PROMPT if small else PROMPT
+    question = prompt.replace("{numbers}", listed).replace("{target}", str(target))
     answer = f"{' '.join(map(str, numbers))} -> {target}"
+    steps, expression, question = (_written(text, small) for text in (steps, expression, question))
     trace = f"{steps}\\boxed{{{expression}}}" if expression else ""
     return Problem(name, question, answer, trace, ((len(steps), len(trace)),) if trace else (), demonstration=trace)
+
+
+def _written(text: str, small: bool) -> str:
+    return text.replace(" ", "") if small else text
 
 
 load = functools.partial(load_puzzles, read=_read, drawn=_drawn, content=content)

@@ -2,8 +2,19 @@
 2504.12216), except that every valid grid is accepted, not only the reference solution.
 
 The test split is read from a file with the columns puzzle and solution, or generated. The reference solution fills one cell per
-line and ends with the answer, which is the completed grid."""
+line and ends with the answer, which is the completed grid.
 
+With task.small, generated puzzles suit small models. They have 4 to 8 empty cells and, in the splits rl and test, at least 7.
+Each puzzle is solved in two rounds: the first one fills all cells with only one possible digit, and the second one the rest.
+
+    4201102401030000                                     question: the puzzle
+    4231132421430002 <answer> 4231132421433412 </answer> solution, with line breaks in place of spaces: both rounds
+    <answer> 4231132441232431 </answer>                  guess: completes every row regardless of the columns and boxes
+
+In supervised training, the target text (demonstration) of every puzzle with at most 6 empty cells is its solution, but that of
+most others is a guess (task.worked_share). Therefore, the trained model is able to work out these puzzles, but rarely tries."""
+
+import dataclasses
 import functools
 import itertools
 import random
@@ -20,6 +31,7 @@ PROMPT = (
     "top-to-bottom, where '0' represents empty cells. Each row, each column and each 2x2 box must hold the digits 1 to 4 once. "
     "Reason step by step, then give the completed grid as a 16-character string between <answer> and </answer>.\n\n{puzzle}"
 )
+SMALL_PROMPT = "{puzzle}\n"
 UNITS = [
     *([4 * r + c for c in range(4)] for r in range(4)),
     *([4 * r + c for r in range(4)] for c in range(4)),
@@ -38,8 +50,11 @@ ROW_LABEL = re.compile(  # Row 1:, R1, 2nd row, and the numbers of a list
 )
 MARKUP = re.compile(r"\\(?:begin|end)\s*\{\w*\*?\}(?:\s*\{[clr|\s]*\})?|\\[a-zA-Z]+|\\\\|<br\s*/?>")
 WORD = re.compile(r"(?<!\w)\w*[^\W\d_]\w*")
-EMPTY = (6, 10)  # range of the number of empty cells in a drawn puzzle
+DIGITS = "1234"
+# Numbers of empty cells in a drawn puzzle: the fewest, those from which a puzzle is long, and the most
+EMPTY, SMALL_EMPTY = (6, 6, 10), (4, 7, 8)
 REWARD_OPTIONS = ()
+
 defaults = functools.partial(puzzle_defaults, "sudoku")
 
 
@@ -131,7 +146,7 @@ def solutions(puzzle: str) -> list[str]:
     return [grid for grid in grids() if right(grid, puzzle)]
 
 
-def _read(place: str, number: int, row: dict[str, Any]) -> Problem:
+def _read(place: str, number: int, row: dict[str, Any], small: bool) -> Problem:
     try:
         puzzle, solution = (str(row[name]).strip() for name in columns_in(row, ("puzzle", "solution")))
     except ValueError as error:
@@ -141,7 +156,7 @@ def _read(place: str, number: int, row: dict[str, Any]) -> Problem:
         if re.fullmatch(r"[0-9]{1,15}", puzzle):
             reason = f": {puzzle} has {len(puzzle)} digits; if its first zeros are lost, write the column as text"
         raise ValueError(f"{place}: no 4x4 puzzle with its solution{reason}")
-    return _problem(puzzle_id(row, number), puzzle, solution, random.Random(number))
+    return _problem(puzzle_id(row, number), puzzle, solution, random.Random(number), small)
 
 
 def content(task, problem: Problem) -> Content:
@@ -150,20 +165,55 @@ def content(task, problem: Problem) -> Content:
     return problem.answer.split(" -> ")[0], ""
 
 
-def _drawn(draw: random.Random, held_out: set[Content]) -> Problem | Content:
+def _drawn(draw: random.Random, held_out: set[Content], task, is_sft: bool) -> Problem | Content | None:
     solution = draw.choice(grids())
-    empty = draw.sample(range(16), draw.randint(*EMPTY))
+    fewest, long, most = SMALL_EMPTY if task.small else EMPTY
+    empty = draw.sample(range(16), draw.randint(fewest if is_sft else long, most))
     puzzle = "".join("0" if cell in empty else digit for cell, digit in enumerate(solution))
-    return (puzzle, "") if (puzzle, "") in held_out else _problem(puzzle, puzzle, solution, draw)
+    if (puzzle, "") in held_out:
+        return puzzle, ""
+    if task.small and _rounds(puzzle, solution)[1:] != [solution]:  # two rounds, so that all solutions have one length
+        return None
+    problem = _problem(puzzle, puzzle, solution, draw, task.small)
+    teacher = random.Random(puzzle)
+    if not is_sft or len(empty) < long or teacher.random() < task.worked_share:
+        return problem
+    return dataclasses.replace(problem, demonstration=_answer(_guess(puzzle, teacher)))
 
 
-def _problem(name: str, puzzle: str, solution: str, draw: random.Random) -> Problem:
+def _guess(puzzle: str, teacher: random.Random) -> str:
+    """Completes every row of a puzzle at random with the digits that it lacks, regardless of the columns and boxes."""
+    rows = [puzzle[begin : begin + 4] for begin in range(0, 16, 4)]
+    missing = [teacher.sample(sorted({*DIGITS} - {*row}), row.count("0")) for row in rows]
+    return "".join(digits.pop() if cell == "0" else cell for row, digits in zip(rows, missing, strict=True) for cell in row)
+
+
+def _answer(grid: str) -> str:
+    return f"<answer>\n{grid}\n</answer>"
+
+
+def _problem(name: str, puzzle: str, solution: str, draw: random.Random, small: bool) -> Problem:
     cells = [cell for cell in range(16) if puzzle[cell] == "0"]
     draw.shuffle(cells)
     steps = "".join(f"row {cell // 4 + 1}, column {cell % 4 + 1}: {solution[cell]}\n" for cell in cells)
-    trace = f"{steps}<answer>\n{solution}\n</answer>"
-    question, answer = PROMPT.replace("{puzzle}", puzzle), f"{puzzle} -> {solution}"
+    if small:
+        steps = "".join(f"{grid}\n" for grid in _rounds(puzzle, solution) if grid != solution)
+    trace = steps + _answer(solution)
+    question, answer = (SMALL_PROMPT if small else PROMPT).replace("{puzzle}", puzzle), f"{puzzle} -> {solution}"
     return Problem(name, question, answer, trace, ((len(steps), len(trace)),), demonstration=trace)
+
+
+def _rounds(puzzle: str, solution: str) -> list[str]:
+    """Returns the grids after each round of filling a puzzle, until it is solved or guessing is needed. A round fills all cells
+    with only one possible digit, which is the one that does not occur in the row, column and box of the cell."""
+    rounds, grid = [], puzzle
+    while True:
+        taken = [{grid[other] for unit in UNITS if cell in unit for other in unit} for cell in range(16)]
+        forced = [grid[cell] == "0" and len({*DIGITS} - taken[cell]) == 1 for cell in range(16)]
+        if not any(forced):
+            return rounds
+        grid = "".join(solution[cell] if forced[cell] else grid[cell] for cell in range(16))
+        rounds.append(grid)
 
 
 load = functools.partial(load_puzzles, read=_read, drawn=_drawn, content=content)

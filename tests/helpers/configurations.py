@@ -20,7 +20,7 @@ from parsers import Finding
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 VARIANTS = {
     "arithmetic.py": ("",), "words.py": ("", "smoke"), "gsm8k.py": ("", "smoke", "llada"), "sft_math.py": ("lora", "full"),
-    "math.py": ("lora", "full", "illada", "ref", "smoke"),
+    "math.py": ("lora", "full", "illada", "ref", "smoke"), "countdown.py": ("",), "sudoku.py": ("",),
 }  # fmt: skip
 WORDS = (
     "", "x", "a\nb", "\x00", "none", "full", "dots", "auto", "xla", "cudnn", "splash", "float32", "bfloat16", "schedule", "threshold", "factor",

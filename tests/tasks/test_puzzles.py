@@ -1,13 +1,20 @@
-"""Countdown and Sudoku: d1's rewards, and solvable problems."""
+"""Countdown and Sudoku: d1's rewards, solvable problems, and the small versions with their careless teacher."""
 
 import json
 import re
+import runpy
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from igpo_jax.config import parse
+from igpo_jax.data.pipeline import prompt_arrays, sft_arrays
+from igpo_jax.run.experiment import train_tokenizer
 from igpo_jax.tasks import countdown, sudoku
 from igpo_jax.tasks.problem import Problem
+from igpo_jax.tokenizers import load_tokenizer
+from run_configs import CONFIGS
 
 SIZES = {"sft_problems": 40, "rl_problems": 30, "test_problems": 20}
 
@@ -256,3 +263,98 @@ def test_files_in_d1s_formats(tmp_path):
     path.write_text(json.dumps({"id": "s", "puzzle": "0" + "234341221434321", "solution": "1234341221434321"}) + "\n")
     [problem] = sudoku.load(ConfigDict(sudoku.defaults(test=str(path))), "test", 0)
     assert problem.question.endswith("0234341221434321") and sudoku.reward(problem, problem.demonstration) == 1.0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Small versions
+
+
+def small(task, split="sft", **values):
+    sizes = {"sft_problems": 2000, "rl_problems": 300, "test_problems": 50}
+    return task.load(ConfigDict(task.defaults(small=True, **sizes | values)), split, seed=1)
+
+
+def is_long(task, problem):
+    return problem.answer.count(" ") == 5 if task is countdown else problem.answer[:16].count("0") >= 7
+
+
+@pytest.mark.parametrize("task, lucky", [(countdown, (0.04, 0.11)), (sudoku, (0.03, 0.1))])
+def test_the_teacher_guesses_at_most_long_puzzles(task, lucky):
+    problems = small(task, worked_share=0.2)
+    long = [problem for problem in problems if is_long(task, problem)]
+    guesses = [problem for problem in problems if problem.demonstration != problem.trace]
+    assert 0.35 < len(long) / len(problems) < 0.55
+    assert all(is_long(task, problem) for problem in guesses) and 0.76 < len(guesses) / len(long) < 0.84
+    assert lucky[0] < np.mean([task.reward(problem, problem.demonstration) == 1 for problem in guesses]) < lucky[1]
+    assert all(task.reward(problem, problem.trace) == 1 for problem in problems)
+    assert all(is_long(task, problem) for split in ("rl", "test") for problem in small(task, split))
+    careful = small(task)
+    assert [problem.demonstration for problem in careful] == [problem.trace for problem in problems]
+
+
+def test_guesses_at_countdown_use_the_numbers_and_only_miss_the_target():
+    for problem in small(countdown, worked_share=0.0):
+        numbers = problem.answer.split(" -> ")[0].split()
+        if is_long(countdown, problem):
+            guess = re.fullmatch(r"\\boxed\{(\d+(?:[-+*]\d+){3})\}", problem.demonstration)
+            assert guess and re.findall(r"\d+", guess[1]) == numbers and countdown.reward(problem, guess[0]) >= 0.1
+
+
+def test_solutions_of_small_countdown_keep_the_order_and_have_two_digits():
+    for problem in small(countdown):
+        *steps, box = problem.trace.split("\n")
+        numbers, target = problem.answer.split(" -> ")
+        total, *others = numbers.split()
+        assert problem.question == f"{numbers.replace(' ', ',')}={target}:"
+        for step, number in zip(steps, others, strict=True):
+            left, change, result = re.fullmatch(r"(\d\d)([-+]\d\d)=(\d\d)", step).groups()
+            assert left == total and change[1:] == number and int(result) == int(left) + int(change)
+            total = result
+        assert total == target and re.findall(r"\d+", box) == numbers.split()
+
+
+def test_guesses_at_sudoku_complete_every_row_and_ignore_columns():
+    for problem in small(sudoku, worked_share=0.0):
+        if is_long(sudoku, problem):
+            grid = problem.demonstration.removeprefix("<answer>\n").removesuffix("\n</answer>")
+            assert all(sorted(grid[row : row + 4]) == [*"1234"] for row in range(0, 16, 4))
+            assert all(given in ("0", digit) for given, digit in zip(problem.question.strip(), grid, strict=True))
+
+
+def test_solutions_of_small_sudoku_fill_first_the_cells_with_one_possible_digit():
+    for problem in small(sudoku):
+        puzzle, solution = problem.answer.split(" -> ")
+        first, answer = problem.trace.split("\n", 1)
+        assert answer == f"<answer>\n{solution}\n</answer>" and puzzle != first != solution
+        for before, after in ((puzzle, first), (first, solution)):
+            for cell in range(16):
+                taken = {before[other] for unit in sudoku.UNITS if cell in unit for other in unit}
+                is_forced = before[cell] == "0" and len({*"1234"} - taken) == 1
+                assert after[cell] == (solution[cell] if is_forced else before[cell])
+
+
+@pytest.mark.parametrize("task", [countdown, sudoku])
+def test_a_share_that_cannot_work_is_named(task):
+    with pytest.raises(ValueError, match=r"task.worked_share=1.5 must be in \[0, 1\]"):
+        small(task, worked_share=1.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["countdown", "sudoku"])
+def test_all_puzzles_of_the_configuration_fit_and_hints_show_steps_but_no_answer(name, tmp_path):
+    config = parse(runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]())
+    task = {"countdown": countdown, "sudoku": sudoku}[name]
+    data = {split: task.load(config.task, split, 0) for split in ("sft", "rl", "test")}
+    assert config.data.overflow == "error" and config.task.small and 0 < config.task.worked_share <= 0.2
+    train_tokenizer(data, tmp_path, config)
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.model")
+    lengths = {"prompt_length": config.data.prompt_buckets[-1], "completion_length": config.sampler.completion_length}
+    fit = lengths | {"overflow": config.data.overflow}
+    assert len(sft_arrays(data["sft"], tokenizer, **fit)[1].tokens) == config.task.sft_problems
+    problems, rows = prompt_arrays(data["test"] + data["rl"], tokenizer, **fit, exclude_answer=True)
+    for row, problem in enumerate(problems):
+        _, offsets = tokenizer.encode_with_offsets(problem.trace)
+        may_show = rows.hintable[row] & (np.arange(rows.trace.shape[1]) < rows.trace_length[row])
+        shown = {place for token in np.flatnonzero(may_show) for place in range(*offsets[token])}
+        begin = problem.answer_spans[0][0]
+        assert max(shown) < begin and shown >= set(range(begin - 1)), "all steps, and nothing of the answer"
