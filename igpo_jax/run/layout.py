@@ -230,7 +230,7 @@ def held_bytes(config: Config, model: ModelConfig, mesh: Mesh, sampling: Mesh) -
     base = policy.abstract_base(mesh)
     # The reference of an RL stage has its own copy if there are no adapters.
     reference = policy.abstract_for_sampling(mesh) if base is None and config.rl.iterations else None
-    copied = policy.abstract_for_sampling(sampling) if sampling is not mesh or policy.makes_copy() else None
+    copied = policy.abstract_for_sampling(sampling) if sampling != mesh or policy.makes_copy() else None
     return shard_bytes((state, base, reference, copied))
 
 
