@@ -38,7 +38,7 @@ from igpo_jax.compare.arms import (
     run_name,
     time_left,
 )
-from igpo_jax.compare.numbers import compare_runs
+from igpo_jax.compare.numbers import compare_runs, seconds_of
 from igpo_jax.compare.page import write_comparison
 from igpo_jax.compare.tasks import check_tasks, compare_tasks
 from igpo_jax.runtime.checks import require
@@ -164,15 +164,6 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
 
 def path_of(folder: pathlib.Path, seed: int, arm: str, rl_seed: int) -> pathlib.Path:
     return folder / f"seed-{seed}" / run_name(arm, rl_seed)
-
-
-def seconds_of(run: pathlib.Path) -> float | None:
-    """Returns the training time of a finished run in seconds, without the supervised stage that the run continues. Returns None
-    if the run's result.json does not contain this time."""
-    result = read_json(run / "result.json")
-    stages = result.get("wall_seconds") if isinstance(result, dict) else None
-    spent = stages.get("sft" if run.name == SUPERVISED else "rl") if isinstance(stages, dict) else None
-    return float(spent) if isinstance(spent, int | float) else None
 
 
 def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: list[str], running: set) -> None:

@@ -3,12 +3,13 @@
 import dataclasses
 import math
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, Claim, run_name
+from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, SUPERVISED, Claim, run_name
 from igpo_jax.compare.intervals import holm, mean_with_interval, p_value, stage_means, stages_to_decide
 from igpo_jax.run.metrics import read_log
 from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
@@ -44,7 +45,7 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
         require(finished, f"{folder / 'result.json'} has no {key} as a finished run has; delete the file to continue this run")
     texts = isinstance(result["device"], str) and isinstance(result["commit"], str | None)
     seconds = result["wall_seconds"]["rl"]
-    valid = texts and type(seconds) in (int, float) and 0 <= seconds < math.inf
+    valid = texts and type(seconds) in (int, float) and 0 <= seconds < sys.float_info.max  # a larger int is no float
     require(valid, f"{folder / 'result.json'} has values of device, commit or wall_seconds that no run writes")
     rows, verdicts = (read_log(folder / name) for name in ("metrics.jsonl", "evaluations.jsonl"))
     rollouts = [row for row in rows if "sampler/rows" in row]
@@ -71,6 +72,15 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
     valid = all(type(time) in (int, float) and 0 <= time < math.inf for time in times)
     require(valid, f"{folder / 'metrics.jsonl'} has a time/total that is no time")
     return RunNumbers(prompts, evaluations, spent_until(steps, evaluated, times), correct, rollouts, result)
+
+
+def seconds_of(run: pathlib.Path) -> float | None:
+    """Returns the training time of a finished run in seconds, without the supervised stage that the run continues. Returns None
+    if the run's result.json does not contain this time."""
+    result = read_json(run / "result.json")
+    stages = result.get("wall_seconds") if isinstance(result, dict) else None
+    spent = stages.get("sft" if run.name == SUPERVISED else "rl") if isinstance(stages, dict) else None
+    return float(spent) if isinstance(spent, int | float) and abs(spent) < sys.float_info.max else None
 
 
 def spent_until(steps: np.ndarray, evaluated: np.ndarray, amounts: Sequence[float]) -> np.ndarray:

@@ -255,7 +255,7 @@ def check_identity(folder: pathlib.Path, model: DiffusionLM, protocol: dict, upl
                 file.is_file() and "base" not in read_json(file)
             ):  # older ones lack it
                 identity["base"] = base
-            require_same_identity(file, json.loads(json.dumps(identity)), "evaluation")
+            require_same_identity(file, json.loads(json.dumps(identity)), "evaluation", ["card.json"])
     share_files(folder, ("protocol.json",), upload)
 
 

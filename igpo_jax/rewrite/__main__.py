@@ -131,7 +131,8 @@ def rewrite(folder: pathlib.Path) -> dict[str, Any]:
     rule = ANSWER.value or ("box" if endpoint else "any")
     settings = {"problems": problems_fingerprint(records), **_endpoint_settings(endpoint), "answer": rule}
     settings |= {"min_tokens": least, "max_tokens": most, "tokenizer": digest}
-    require_same_identity(folder / "settings.json", settings, "rewriting")
+    results = ("replies.jsonl", "kept.jsonl", "card.json", "card.html")
+    require_same_identity(folder / "settings.json", settings, "rewriting", results)
     records = records[: LIMIT.value]
 
     replies: dict[str, Reply] = {}

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -33,7 +34,7 @@ from igpo_jax.runtime.bucket_folders import share_files
 from igpo_jax.runtime.buckets import is_address
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import check_same, own_rows, raise_on_all_hosts, share_rows
-from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, wrap_read_errors
+from igpo_jax.runtime.files import atomic_write, differing_keys, read_bytes, read_json, wrap_read_errors
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.decontamination import content_of, untested
@@ -248,11 +249,17 @@ def open_experiment(
 
 
 def train_tokenizer(problems: Splits, workdir: pathlib.Path, config: Config) -> None:
-    """Trains a tokenizer on the problems of the run's first stage and writes it to `workdir`/tokenizer.model."""
+    """Trains a tokenizer on the problems of the run's first stage and writes it to `workdir`/tokenizer.model. Raises ValueError
+    if another tokenizer is there. A run that was killed at its beginning has left an equal one."""
     first_stage = problems["sft" if "sft" in problems else "rl"]
     texts = (text for p in first_stage for text in (p.question, p.demonstration, p.trace))
     kind, size = config.tokenizer.kind, config.tokenizer.vocab_size
-    train_sentencepiece(texts, workdir / "tokenizer.model", kind=kind, vocab_size=size)
+    file = workdir / "tokenizer.model"
+    with tempfile.TemporaryDirectory() as folder:
+        train_sentencepiece(texts, new := pathlib.Path(folder, file.name), kind=kind, vocab_size=size)
+        is_other = file.is_file() and read_bytes(file) != new.read_bytes()
+        require(not is_other, f"{file} is another tokenizer, which would be lost; remove it, or give another --workdir")
+        atomic_write(file, new.read_bytes())
 
 
 def _with_data(
@@ -360,6 +367,8 @@ def _check_data(workdir: pathlib.Path, data: dict[str, str], dropped: dict[str, 
     dropped. `dropped` contains the number of dropped problems of each split for the error message."""
     file = workdir / "data.json"
     written = read_json(file) if file.is_file() else {}
+    of_run = not file.is_file() or (workdir / "config.json").is_file() or "test" in written
+    require(of_run, f"{file} is of no run, and a run would replace it; give another --workdir")
     changed = [split for split, value in data.items() if written.get(split, value) != value]
     if changed:
         drops = ", ".join(f"{number} of {split}" for split, number in dropped.items())

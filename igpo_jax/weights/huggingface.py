@@ -40,6 +40,7 @@ FIXED = LLADA_FIXED | {
 }  # fmt: skip
 # Keys of rope_parameters and rope_scaling, beside rope_theta -> value of unscaled rotary embeddings.
 PLAIN_ROPE = {"rope_type": "default", "type": "default", "factor": 1, "partial_rotary_factor": 1}
+MOST_FREQ_FACTOR = 1e15  # of llama3's scaling; infinite values of float32 would make all angles NaN
 LLAMA3_ROPE = ("rope_type", "type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 # Keys without effect on the network: they describe files, the class of the model, initialization, precision or generation, or
 # belong to computations that FIXED and READ rule out.
@@ -204,10 +205,9 @@ def _without_llama3_rope(values: dict[str, Any]) -> tuple[dict[str, Any], RopeSc
             continue
         factor, low, high = (_positive(group, name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
         original = _integer(group, "original_max_position_embeddings")
-        if factor < 1 or low >= high:
-            raise ValueError(
-                f"config.json: {key}={repr(group)[:200]}: factor must be at least 1, low_freq_factor below high_freq_factor"
-            )
+        if factor < 1 or not low < high <= MOST_FREQ_FACTOR:
+            wanted = f"factor must be at least 1, low_freq_factor below high_freq_factor, and that at most {MOST_FREQ_FACTOR:g}"
+            raise ValueError(f"config.json: {key}={repr(group)[:200]}: {wanted}")
         found.add(RopeScaling(factor, low, high, original))
         rest = {name for name in group if name not in LLAMA3_ROPE}
         values = values | {key: {name: group[name] for name in rest}}

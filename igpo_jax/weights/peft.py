@@ -154,7 +154,8 @@ def _read_settings(file: pathlib.Path, config: dict[str, Any], layers: int) -> t
         if not isinstance(pattern, dict) or any(value != default for value in pattern.values()):
             raise ValueError(f"{file}: {key}={_shown(pattern)} is not supported; only {{}} is, or {default} for all modules")
     transformed = config.get("layers_to_transform")
-    if transformed not in (None, []) and not (isinstance(transformed, list) and all(n in transformed for n in range(layers))):
+    listed = {n for n in transformed if isinstance(n, int | float)} if isinstance(transformed, list) else set()  # a list may be long
+    if transformed not in (None, []) and not listed.issuperset(range(layers)):
         raise ValueError(
             f"{file}: layers_to_transform={_shown(transformed)} is not supported; only None is, or all {layers} layers"
         )

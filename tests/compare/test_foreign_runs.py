@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from igpo_jax.compare.arms import ALL_WRONG, Claim, check_comparison
-from igpo_jax.compare.numbers import RunNumbers, judge, read_run_numbers, spent_until
+from igpo_jax.compare.numbers import RunNumbers, judge, read_run_numbers, seconds_of, spent_until
 from igpo_jax.compare.page import _ticks
 from igpo_jax.config import base_config
 from igpo_jax.tasks import arithmetic
@@ -42,6 +42,7 @@ def test_what_is_spent_until_an_evaluation_is_a_sum_found_in_little_time():
     ({"result": {"device": 5}}, "result.json has values of device"),
     ({"result": {"wall_seconds": {"rl": [1, 2]}}}, "result.json has values of device"),
     ({"result": {"wall_seconds": {"rl": 1e999}}}, "result.json has values of device"),
+    ({"result": {"wall_seconds": {"rl": 10**400}}}, "result.json has values of device"),
     ({"rollout": {"sampler/prompts": -8}}, r"metrics.jsonl: step 1 has sampler/prompts and sampler/rows of \[-8, 64.0\]"),
     ({"rollout": {"sampler/prompts": ...}}, r"metrics.jsonl: step 1 has sampler/prompts and sampler/rows of \[None, 64.0\]"),
     ({"rollout": {"sampler/rows": ...}}, "metrics.jsonl has no rollout"),
@@ -53,6 +54,11 @@ def test_values_that_no_run_writes_are_refused(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message) as raised:
         read_run_numbers(written(tmp_path, **changes))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("spent, seconds", [(12, 12.0), (10**400, None), ("x", None), (float("nan"), None)])
+def test_a_training_time_that_is_no_time_is_unknown(spent, seconds, tmp_path):
+    assert seconds_of(written(tmp_path, {"wall_seconds": {"rl": spent}})) == seconds
 
 
 @pytest.mark.parametrize("most", [5e-324, 1e-9, 1.0, 7e5, 1e15, 1e308, float("inf")])

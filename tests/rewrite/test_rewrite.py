@@ -270,6 +270,15 @@ def test_given_solutions_that_are_all_rejected_are_an_error(tmp_path, tokenizer)
     assert error.endswith("none of 1 solutions is kept (wrong answer: 1)")
 
 
+@pytest.mark.slow
+def test_the_card_of_an_evaluation_is_not_replaced(tmp_path, tokenizer):
+    write_problems(tmp_path / "problems.jsonl", ["wrong"])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "card.json").write_text("{}")
+    assert "card.json is of no rewriting" in error_of(run(tmp_path, tokenizer))
+    assert [(file.name, file.read_text()) for file in (tmp_path / "out").iterdir()] == [("card.json", "{}")]
+
+
 def test_missing_files_are_told_with_their_flag_and_the_way_to_get_them(tmp_path, tokenizer):
     error = error_of(run(tmp_path, tokenizer, problems="metamath:nowhere.json"))
     assert "--problems: no data file 'nowhere.json'; for example, run hf download meta-math/MetaMathQA " in error

@@ -252,6 +252,13 @@ def test_a_run_does_not_go_on_with_other_data(gsm8k_file, tmp_path):
     assert open_experiment(gsm8k(gsm8k_file), workdir).data == first.data
 
 
+@pytest.mark.parametrize("name, content", [("data.json", '{"mine": 1}'), ("tokenizer.model", "mine")])
+def test_a_new_run_does_not_replace_files_of_others(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    assert message_of(tiny(), tmp_path).startswith(f"{tmp_path / name} is ")
+    assert contents(tmp_path) == {name: content.encode()}
+
+
 def test_a_folder_without_a_run_is_not_read(tmp_path):
     with pytest.raises(ValueError, match="holds no run: it has no config.json"):
         read_run_config(tmp_path)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from igpo_jax.runtime.files import MOST_BYTES, atomic_write, is_inside, open_without_links, read_json
+from igpo_jax.runtime.files import MOST_BYTES, atomic_write, is_inside, open_without_links, read_json, require_same_identity
 from igpo_jax.runtime.locks import locked
 
 
@@ -115,3 +115,12 @@ def test_a_json_file_that_is_too_large_is_one_error(tmp_path):
     os.truncate(tmp_path / "result.json", MOST_BYTES + 1)
     with pytest.raises(ValueError, match=re.escape(f"{tmp_path}/result.json: more than 64 MiB")):
         read_json(tmp_path / "result.json")
+
+
+def test_results_of_another_command_are_not_replaced(tmp_path):
+    (tmp_path / "card.json").write_text("{}")
+    with pytest.raises(ValueError, match="card.json is of no rewriting, because there is no settings.json; give another"):
+        require_same_identity(tmp_path / "settings.json", {"a": 1}, "rewriting", ["card.json"])
+    assert names(tmp_path) == ["card.json"]
+    (tmp_path / "settings.json").write_text('{"a": 1}')
+    require_same_identity(tmp_path / "settings.json", {"a": 1}, "rewriting", ["card.json"])

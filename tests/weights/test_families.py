@@ -231,6 +231,7 @@ BIAS = "model.layers.1.self_attn.k_proj.bias"
     ("qwen3", edited({"rope_scaling": LLAMA3}), "rope_scaling=.*: rope_type='llama3' is not"),
     ("llama", edited({"rope_scaling": LLAMA3 | {"factor": "x"}}), "factor must be a positive number, not 'x'"),
     ("llama", edited({"rope_scaling": LLAMA3 | {"low_freq_factor": 9.0}}), "low_freq_factor below high_freq_factor"),
+    ("llama", edited({"rope_scaling": LLAMA3 | {"high_freq_factor": 1e307}}), "and that at most 1e\\+15"),  # NaN in float32
     ("llama", edited({"rope_scaling": LLAMA3 | {"beta_fast": 2}}), "beta_fast=2 is not supported"),
     ("llama", edited({"rope_scaling": LLAMA3, "rope_parameters": LLAMA3 | {"factor": 2.0}}), "rope_parameters and rope_scaling differ"),
     ("llama", with_tensor("model.embed_tokens.bias", 48), "no place for: model.embed_tokens.bias"),

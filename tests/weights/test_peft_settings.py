@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ import safetensors.numpy
 from igpo_jax.model import lora
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.model.transformer import ModelConfig
-from igpo_jax.weights.peft import ADAPTER_CONFIG, ADAPTER_FILE, export_peft, import_peft
+from igpo_jax.weights.peft import ADAPTER_CONFIG, ADAPTER_FILE, _read_settings, export_peft, import_peft
 
 CFG = ModelConfig(vocab_size=40, mask_id=39, eos_id=38, width=32, layers=2, heads=4, kv_heads=2, mlp_width=48)
 LORA = LoraConfig(rank=4, alpha=6.0, targets=("query", "down"))
@@ -92,6 +93,12 @@ def test_a_message_does_not_repeat_a_long_value(key, written, tmp_path):
     with pytest.raises(ValueError, match=f"{key}=.*\\.\\.\\.") as raised:
         read(written, tmp_path, **{key: [f"name_{i}" for i in range(10_000)]})
     assert len(str(raised.value)) < 500 + len(str(tmp_path))
+
+
+def test_a_long_list_of_layers_is_searched_once(written, tmp_path):
+    begin = time.monotonic()
+    _read_settings(tmp_path, PEFT_0_21 | {"layers_to_transform": [*[999] * 1_000_000, *range(512)]}, 512)
+    assert time.monotonic() - begin < 2  # searching it for each layer takes over four seconds
 
 
 @pytest.mark.parametrize("change", [{"target_modules": ["q_proj"]}, {"exclude_modules": ["blocks.1.ff_out"]}])
