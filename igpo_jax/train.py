@@ -10,7 +10,6 @@ if __name__ == "__main__":  # before the slow imports
 import contextlib
 import importlib.util
 import json
-import math
 import pathlib
 import sys
 from typing import Any
@@ -19,24 +18,18 @@ import jax
 from absl import flags, logging
 
 from igpo_jax.cli import define_config, define_json, escape_controls, parse_flags, run_command
-from igpo_jax.model.sharding import shard_bytes
-from igpo_jax.model.transformer import abstract
 from igpo_jax.report.page import write_report
-from igpo_jax.run.bucket_runs import checkpoints_of, opened_workdir
-from igpo_jax.run.checkpoint import Checkpoints
+from igpo_jax.run.bucket_runs import opened_workdir
 from igpo_jax.run.experiment import Experiment, open_experiment
-from igpo_jax.run.results import result_lines, write_result
+from igpo_jax.run.results import first_lines, result_lines, shown_path, write_result
 from igpo_jax.runtime import distributed, preemption
-from igpo_jax.runtime.bucket_folders import address_of
 from igpo_jax.runtime.buckets import with_addresses
 from igpo_jax.runtime.host import cache_compiled_programs, explain_shortage
 from igpo_jax.runtime.installation import command_igpo
 from igpo_jax.runtime.preemption import Terminated
 from igpo_jax.stages.divergence import Diverged
-from igpo_jax.stages.rl import run_rl
-from igpo_jax.stages.sft import run_sft
+from igpo_jax.stages.training import train
 from igpo_jax.tasks import TASKS
-from igpo_jax.training.policy import Policy
 
 CONFIG = define_config()
 MEMORY_KEYS = (
@@ -103,13 +96,6 @@ def train_and_report(experiment: Experiment) -> None:
         print(escape_controls("\n".join(lines)))
 
 
-def shown_path(workdir: pathlib.Path) -> str:
-    """Returns the address of a run in a bucket, or the path of the folder of a local run. The path is relative if the folder is
-    inside the working folder."""
-    here = pathlib.Path.cwd()
-    return str(workdir.relative_to(here)) if workdir.is_relative_to(here) else address_of(workdir)
-
-
 def next_command(experiment: Experiment, folder: str) -> str:
     """Returns the command with which a user can try the trained model: `playground` if its packages are installed, otherwise
     `generate`."""
@@ -118,40 +104,6 @@ def next_command(experiment: Experiment, folder: str) -> str:
     has_playground = all(map(importlib.util.find_spec, ("starlette", "uvicorn", "PIL")))
     how = "playground" if has_playground else "generate --prompt=..."
     return f"{command_igpo()} {how} --model={folder}{trust}"
-
-
-def first_lines(experiment: Experiment) -> list[str]:
-    """Returns lines that describe a run: its stages, its devices, the settings that were chosen for these devices, and the
-    number of token ids that the sampler never draws."""
-    config, model = experiment.config, experiment.model
-    sft, rl = config.sft, config.rl
-    stages = [f"{sft.updates:,} supervised updates of {sft.batch_size} solutions"] * (sft.updates > 0)
-    stages += [f"{rl.iterations:,} RL iterations of {rl.prompts} x {rl.group_size} completions"] * (rl.iterations > 0)
-    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract(model, experiment.mesh)))
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"
-    copy = shard_bytes(Policy(model, config.lora).abstract_for_sampling(experiment.sampling_mesh)) / 2**30
-    layout = f"{config.sampler.layout} on {dict(experiment.sampling_mesh.shape)} with {copy:.2g} GiB of weights per device"
-    layout += " (the copy of the frozen ones stays)" * experiment.base_copy_stays
-    chosen = f"chosen: attention: {model.attention}; sampler.layout: {layout}; chunks of a rollout: {rl.rollout_chunks}; "
-    return [
-        f"{shown_path(experiment.workdir)}: {parameters:,} parameters; {'; '.join(stages)}",
-        f"devices: {devices}",
-        f"{chosen}microbatches: {rl.microbatches}",
-        f"never drawn: MASK and {model.excluded} of {model.vocab_size} ids, which have no text",
-    ]
-
-
-def train(experiment: Experiment) -> None:
-    """Runs the supervised stage and then the RL stage. Each stage continues from its newest checkpoint if there is one."""
-    config = experiment.config
-    folder, keep = checkpoints_of(experiment.workdir), config.checkpoints_kept
-    with preemption.listening() as preempted, jax.set_mesh(experiment.mesh):
-        with Checkpoints(folder / "sft", keep=keep, identity=experiment.identity("sft")) as saved:
-            start = run_sft(experiment, saved, preempted)
-        if config.rl.iterations:
-            every, identity = config.rl.keep_every, experiment.identity("rl")
-            with Checkpoints(folder / "rl", keep=keep, keep_every=every, identity=identity, best=True) as saved:
-                run_rl(experiment, start, saved, preempted)
 
 
 def run() -> None:

@@ -40,3 +40,15 @@ def test_files_and_functions_are_small():
                 wide = len([name for name in names if name not in ("self", "cls")])
                 large += [f"{place}: {size} lines"] * (size > 80) + [f"{place}: {wide} parameters"] * (wide > 8)
     assert not large
+
+
+def test_tests_import_no_command_that_has_the_flag_config():
+    """A pytest process imports all test modules, and the commands define the same flags when they are imported."""
+    files = [file for file in (ROOT / "igpo_jax").glob("*.py") if "\nCONFIG = define_config(" in file.read_text()]
+    names = {f"igpo_jax.{file.stem}" for file in files}
+    imported = set()
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ImportFrom):
+                imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)} & names
+    assert {"igpo_jax.train", "igpo_jax.inspect_data"} <= names and not imported

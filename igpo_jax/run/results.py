@@ -1,7 +1,9 @@
-"""Writes result.json: the final numbers of a run, with the data, decoding settings and environment that they depend on."""
+"""Writes result.json (the final numbers of a run, with the data, decoding settings and environment that they depend on), and
+formats the lines that `train` prints at the start and at the end."""
 
 import dataclasses
 import json
+import math
 import pathlib
 import platform
 import subprocess
@@ -12,11 +14,15 @@ import jax
 import numpy as np
 
 from igpo_jax.config import without_new_keys
+from igpo_jax.model.sharding import shard_bytes
+from igpo_jax.model.transformer import abstract
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.run.metrics import benchmark_accuracies, read_log
+from igpo_jax.runtime.bucket_folders import address_of
 from igpo_jax.runtime.files import atomic_write, wrap_read_errors
 from igpo_jax.runtime.progress import duration
 from igpo_jax.runtime.statistics import interval_text, percent, wilson
+from igpo_jax.training.policy import Policy
 
 EDGE_ROLLOUTS = 4  # number of rollouts to average at the start of the RL stage, and at its end
 PACKAGES = ("igpo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
@@ -133,6 +139,34 @@ def write_result(experiment: Experiment) -> pathlib.Path:
     path = experiment.workdir / "result.json"
     atomic_write(path, json.dumps(summarize(experiment), indent=2))
     return path
+
+
+def first_lines(experiment: Experiment) -> list[str]:
+    """Returns lines that describe a run: its stages, its devices, the settings that were chosen for these devices, and the
+    number of token ids that the sampler never draws."""
+    config, model = experiment.config, experiment.model
+    sft, rl = config.sft, config.rl
+    stages = [f"{sft.updates:,} supervised updates of {sft.batch_size} solutions"] * (sft.updates > 0)
+    stages += [f"{rl.iterations:,} RL iterations of {rl.prompts} x {rl.group_size} completions"] * (rl.iterations > 0)
+    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract(model, experiment.mesh)))
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}, processes: {jax.process_count()}"
+    copy = shard_bytes(Policy(model, config.lora).abstract_for_sampling(experiment.sampling_mesh)) / 2**30
+    layout = f"{config.sampler.layout} on {dict(experiment.sampling_mesh.shape)} with {copy:.2g} GiB of weights per device"
+    layout += " (the copy of the frozen ones stays)" * experiment.base_copy_stays
+    chosen = f"chosen: attention: {model.attention}; sampler.layout: {layout}; chunks of a rollout: {rl.rollout_chunks}; "
+    return [
+        f"{shown_path(experiment.workdir)}: {parameters:,} parameters; {'; '.join(stages)}",
+        f"devices: {devices}",
+        f"{chosen}microbatches: {rl.microbatches}",
+        f"never drawn: MASK and {model.excluded} of {model.vocab_size} ids, which have no text",
+    ]
+
+
+def shown_path(workdir: pathlib.Path) -> str:
+    """Returns the address of a run in a bucket, or the path of the folder of a local run. The path is relative if the folder is
+    inside the working folder."""
+    here = pathlib.Path.cwd()
+    return str(workdir.relative_to(here)) if workdir.is_relative_to(here) else address_of(workdir)
 
 
 def result_lines(result: dict[str, Any]) -> list[str]:

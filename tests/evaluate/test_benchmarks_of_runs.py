@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+import commands
 from igpo_jax import config as configuration
-from igpo_jax import inspect_data
 from igpo_jax.api import DiffusionLM
 from igpo_jax.evaluate.benchmark import correct_of, run_benchmark
 from igpo_jax.evaluate.protocol import base_evaluation
@@ -19,6 +19,7 @@ from igpo_jax.stages.stage import benchmark_metrics
 from igpo_jax.tasks import arithmetic, math
 from igpo_jax.tasks.benchmark import benchmark, load_benchmark
 from igpo_jax.tasks.grades import Grades
+from processes import TINY
 from run_configs import CONFIGS, config_of, contents, error_of, gsm8k, tiny
 
 # Models this small are never right, so chance decides.
@@ -121,13 +122,29 @@ def test_training_problems_of_a_benchmark_are_dropped(tmp_path):
     assert error_of(missing, tmp_path / "missing").startswith("benchmark other: ")
 
 
-def test_inspect_data_describes_benchmarks():
-    config = configuration.parse(with_benchmarks(tiny(data__prompt_buckets=(16,)), sums=sums(problems=7)))
-    lines = list(inspect_data.inspect(config, samples=1, lengths=None))
+CONFIG = f"""
+import runpy
+
+from igpo_jax.tasks import arithmetic
+from igpo_jax.tasks.benchmark import benchmark
+
+def get_config():
+    config = runpy.run_path({str(TINY)!r})["get_config"]()
+    config.data.prompt_buckets = (16,)
+    config.evaluation.benchmarks.sums = benchmark(arithmetic.defaults(slots=3, test_problems=9), problems=7)
+    return config
+"""
+
+
+def test_inspect_data_describes_benchmarks(tmp_path):
+    (tmp_path / "own.py").write_text(CONFIG)
+    done = commands.run("inspect_data", f"--config={tmp_path / 'own.py'}", "--samples=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
     begin = next(number for number, line in enumerate(lines) if line.startswith("benchmark sums: 7 problems, fingerprint "))
     part = lines[begin : lines.index("", begin)]
     assert part[-1] == "  fits: 7 of 7 (100.0%); longer ones are cut" and not any("solution tokens" in line for line in part)
-    assert any(line.startswith("\n--- benchmark sums: ") for line in lines)
+    assert any(line.startswith("--- benchmark sums: ") for line in lines)
 
 
 @pytest.mark.parametrize("part, words", [

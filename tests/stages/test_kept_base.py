@@ -18,8 +18,9 @@ from igpo_jax.run import layout
 from igpo_jax.run.experiment import open_experiment
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.run.microbatch_choice import base_copy_stays, update_bytes
+from igpo_jax.run.results import first_lines
 from igpo_jax.stages.stage import IterationState, Stage
-from igpo_jax.train import first_lines, train
+from igpo_jax.stages.training import train
 from igpo_jax.training.policy import Policy
 from run_configs import config_of, parsed
 from tokenizer_files import write_tokenizer

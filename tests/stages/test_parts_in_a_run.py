@@ -5,7 +5,7 @@ import pytest
 from igpo_jax.run.experiment import open_experiment
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.stages import rl
-from igpo_jax.train import train
+from igpo_jax.stages.training import train
 from run_configs import tiny
 from run_log import untimed
 
