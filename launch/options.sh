@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the launchers that have their own flags.
+# Sourced by the other scripts: flags of launchers, --help, --dry-run and errors.
 
 # options NAMES "$@": --name=value sets IGPO_NAME (dashes become underscores), --name alone sets it to 1; without the flag the
 # variable may come from the environment. Flags after -- are passed to igpo_jax.train and become the array `training`.

@@ -45,11 +45,11 @@ def as_text(result: dict) -> str:
         if "rollouts" in result:
             lines.append(typical(result, seconds))
             seconds = typical_seconds(result, seconds)
-        lines.append(f"{duration(result['iterations'], 'iterations', seconds)}, without evaluations and second attempts.")
+        lines.append(f"{total_time(result['iterations'], 'iterations', seconds)}, without evaluations and second attempts.")
     for record in result["programs"]:
         if record["name"] == "sft" and record["used"] and "estimated_seconds" in record:
             number = result["sft_updates"] or 1000  # their number is unknown if sft.epochs is set
-            lines.append(f"{duration(number, 'supervised updates', record['estimated_seconds'])}.")
+            lines.append(f"{total_time(number, 'supervised updates', record['estimated_seconds'])}.")
     kept = f"the newest {result['checkpoints_kept']} and the best one are kept, and the next one is written before one is deleted"
     disk = (result["checkpoints_kept"] + 2) * result["checkpoint_gb"]
     lines.append(f"A checkpoint has {_gigabytes(result['checkpoint_gb'])}; {kept}: up to {_gigabytes(disk)} of disk.")
@@ -60,7 +60,7 @@ def as_text(result: dict) -> str:
     return "\n".join(lines)
 
 
-def duration(number: int, what: str, seconds: float) -> str:
+def total_time(number: int, what: str, seconds: float) -> str:
     """Returns how long `number` steps take. `what` names the steps, and `seconds` is the time of one."""
     return f"{number:,} {what} take about {number * seconds / 3600:.1f} h"
 
