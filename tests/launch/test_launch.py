@@ -159,6 +159,7 @@ def test_mistakes_are_told_in_one_line(script, arguments, message):
 def test_help_is_the_comment_at_the_top(script, flag):
     done = bash(f"launch/{script}", flag)
     assert done.returncode == 0 and script in done.stdout and "#" not in done.stdout and not done.stderr
+    assert "--workdir" in done.stdout or script in ("local.sh", "test.sh", "test_wheel.sh")
 
 
 def test_a_flag_that_is_0_is_off():
