@@ -30,8 +30,8 @@ from igpo_jax.run.layout import check_divisibility, row_lengths, with_layout
 from igpo_jax.run.microbatch_choice import base_copy_stays, with_microbatches
 from igpo_jax.run.missing_files import RESTORE, STAGES, check_identities, check_links, check_stages, has_checkpoints
 from igpo_jax.run.problems import BENCHMARK, Benchmark, ProblemSet, Splits, load_run_problems
-from igpo_jax.runtime.bucket_folders import share_files
-from igpo_jax.runtime.buckets import is_address
+from igpo_jax.runtime.bucket_folders import address_of, share_files
+from igpo_jax.runtime.buckets import is_address, path_of
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import check_same, own_rows, raise_on_all_hosts, share_rows
 from igpo_jax.runtime.files import atomic_write, differing_keys, read_bytes, read_json, wrap_read_errors
@@ -223,9 +223,12 @@ def open_experiment(
         fingerprints = {stage: configuration.fingerprint(begun, stage) for stage in STAGES}
         check_identities(workdir, {stage: _identity(stage, fingerprints, data) for stage in STAGES})
         check_stages(workdir, config, accept_loss)
+        is_begun = not is_new or has_checkpoints(workdir)
+        report = path_of(address_of(workdir)) / "report.html"
+        require(is_begun or not report.exists(), f"{report} is of no run, and a run would replace it; give another --workdir")
         if jax.process_index() == 0 and is_new:
             workdir.mkdir(parents=True, exist_ok=True)
-            if not config.model.path and not has_checkpoints(workdir):
+            if not config.model.path and not is_begun:
                 train_tokenizer(problems, workdir, config)
     share_files(workdir, SETTINGS, upload)
     splits = {f"split {split}": data.get(split, "0") for split in dict.fromkeys(("sft", "rl", "test", *data))}

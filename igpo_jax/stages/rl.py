@@ -26,7 +26,7 @@ from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.run.metrics import MetricsWriter, device_memory
 from igpo_jax.run.microbatch_choice import parts_of
-from igpo_jax.runtime.checks import present
+from igpo_jax.runtime.checks import present, require
 from igpo_jax.runtime.mesh import batch_size_divisor, shard_batch, to_host
 from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.stopwatch import Stopwatch
@@ -207,6 +207,8 @@ def _with_counters(stage: Stage, state: IterationState) -> IterationState:
     if hints.enabled and hints.curriculum:
         center = stage.last_logged("hint/ratio_center") if state.done else None
         center = initial_hint_ratio_center(hints) if center is None else center
+        file = stage.experiment.workdir / "metrics.jsonl"  # which may come from a stranger
+        require(0 <= center <= 1, f"{file}: the last hint/ratio_center={center} is not within [0, 1]; restore a copy")
     return dataclasses.replace(state, sampler_kl=sampler_kl, hint_ratio_center=center)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from igpo_jax.runtime.checks import require
 from igpo_jax.tasks.problem import Problem
 
 NUMBER = re.compile(r"(?<!\d)\d{1,18}(?!\d)")
@@ -17,6 +18,7 @@ WORD = re.compile(r"(?<![\\\w</])[^\W\d_]{2,}(?=[ ,.])")  # no LaTeX command and
 SIGNS = ("+", "-", "*", "/")
 FILLERS = ("well", "so to speak", "you know", "as usual", "of course", "by the way")
 LARGEST_CHANGE = 9  # of a number
+LONGEST_TRACE = 1_000_000  # characters; each possible change takes about 200 bytes of memory
 
 
 def with_noise(problem: Problem, seed: int, numbers: float, operators: float, filler: float) -> Problem:
@@ -24,7 +26,11 @@ def with_noise(problem: Problem, seed: int, numbers: float, operators: float, fi
     number, `operators` the share of operators (+ - * / and the like) that are replaced by another operator, and `filler` the
     share of words that are followed by meaningless words. Text that gives the answer away stays the same, and no number is
     replaced by the answer. The noise depends only on the seed, the problem and the shares. With a larger share, the changes of
-    a smaller one stay the same, and others are added."""
+    a smaller one stay the same, and others are added. Raises ValueError if the trace has more than `LONGEST_TRACE`
+    characters."""
+    size = len(problem.trace)
+    fits = f"problem {problem.id[:100]!r}: its solution has {size} characters; noise is possible in at most {LONGEST_TRACE}"
+    require(size <= LONGEST_TRACE, fits)
     kinds: tuple[tuple[str, float, re.Pattern, Callable[[str, random.Random], str]], ...] = (
         ("numbers", numbers, NUMBER, lambda text, draw: _other_number(text, problem.answer, draw)),
         ("operators", operators, OPERATOR, lambda text, draw: draw.choice([sign for sign in SIGNS if sign != text])),

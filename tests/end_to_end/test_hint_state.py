@@ -1,7 +1,9 @@
 """State of a run besides its parameters (solution bank, hint ratio center, evaluation verdicts) and its position in the prompts
 are the same after a kill as without one."""
 
+import json
 import pathlib
+import shutil
 import sys
 
 import jax
@@ -120,6 +122,17 @@ def test_ratios_follow_the_centre_that_the_log_has(undisturbed):
         else:
             assert row["hint/ratio_center"] == pytest.approx(hint_ratio_center), "it moves after second tries only"
         hint_ratio_center = row["hint/ratio_center"]
+
+
+@pytest.mark.slow
+def test_a_foreign_center_of_hint_ratios_is_refused(undisturbed, chance, tmp_path):
+    """Lines after the newest checkpoint are not covered by its checksum."""
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    last = read_rows(run / "metrics.jsonl")[-1]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": last["step"], "stage": "rl", "hint/ratio_center": 7.0}) + "\n")
+    process = chance.train(run, *FLAGS)
+    assert process.returncode == 1 and "metrics.jsonl: the last hint/ratio_center=7.0 is not within [0, 1]" in process.stderr
 
 
 @pytest.mark.slow

@@ -279,6 +279,13 @@ def test_a_run_is_not_written_through_a_link_out_of_its_folder(place, finished, 
     assert f"{place} leads to {elsewhere}, outside of the run" in refusal(run)
 
 
+def test_a_foreign_report_is_not_replaced(tmp_path):
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(ValueError, match=f"{tmp_path / 'report.html'} is of no run, and a run would replace it"):
+        open_experiment(tiny(), tmp_path)
+    assert contents(tmp_path) == {"report.html": b"mine"}
+
+
 def test_events_are_not_written_through_a_link_out_of_the_run(tmp_path):
     """A stranger who knows the name of the host can guess the name of the next file of TensorBoard."""
     (tmp_path / "run" / "tensorboard").mkdir(parents=True)

@@ -7,7 +7,7 @@ import pytest
 
 from igpo_jax import config as configuration
 from igpo_jax.run.experiment import open_experiment
-from igpo_jax.tasks.noise import FILLERS, NUMBER, OPERATOR, WORD, with_noise
+from igpo_jax.tasks.noise import FILLERS, LONGEST_TRACE, NUMBER, OPERATOR, WORD, with_noise
 from igpo_jax.tasks.problem import Problem
 from run_configs import parsed, tiny
 
@@ -61,6 +61,12 @@ def test_noise_depends_on_the_problem_the_seed_and_the_share():
     changed = [{i for i, (one, other) in enumerate(zip(words[0], some, strict=True)) if one != other} for some in words]
     assert [round(len(places) / 2000, 1) for places in changed] == [0, 0.3, 0.6, 1] and changed[1] < changed[2] < changed[3]
     assert all(words[1][place] == words[3][place] for place in changed[1])
+
+
+def test_noise_in_a_very_long_solution_is_an_error_that_names_the_problem():
+    size = LONGEST_TRACE + 1
+    with pytest.raises(ValueError, match=f"problem 'p': its solution has {size} characters; noise is possible in at most"):
+        with_noise(dataclasses.replace(PROBLEM, trace="1" * size, answer_spans=()), 0, 1, 0, 0)
 
 
 def test_only_hints_have_noise(tmp_path):
