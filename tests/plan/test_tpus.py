@@ -97,9 +97,19 @@ def test_kernels_run_where_they_can():
         check_divisibility(config, planning.planned_model(config)[0], there)
 
 
+@pytest.fixture
+def little_effort():
+    """Context in which the TPU compiler optimizes little, which takes 8 instead of 120 seconds for LLaDA-8B. The FLOPs are the
+    same, and the peak of the memory differs by 3 %."""
+    effort = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    yield
+    jax.config.update("jax_exec_time_optimization_effort", effort)
+
+
 @needs_tpu_compiler
 @pytest.mark.slow
-def test_llada_8b_fits_eight_small_chips_and_updates_one_row_per_prompt():
+def test_llada_8b_fits_eight_small_chips_and_updates_one_row_per_prompt(little_effort):
     """Checks configs/math.py with adapters on v5e:2x4 against BUILD.md. FLOPs are within 1.3 of two forward passes (one of them
     recomputed) and a backward pass without gradients of frozen matrices."""
     config = parsed(CONFIGS / "math.py")
