@@ -11,5 +11,6 @@ case "${1:-}" in
   --all) marks="" more=1; shift ;;
 esac
 . launch/venv.sh
+unset PYTHONDONTWRITEBYTECODE  # tests start many processes, which would all compile the package again
 processes=$(.venv/bin/python -c "import os; print(os.cpu_count() + $more)")
 exec .venv/bin/python -m pytest --numprocesses="$processes" --dist=loadfile --no-loadscope-reorder -m "$marks" "$@"

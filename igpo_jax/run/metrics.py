@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import socket
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
@@ -77,7 +78,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
     def _events(self) -> Any:
         """TensorBoard writer. It is created when the first value is written, so that opening a finished run again adds no
         file."""
-        from tensorboardX import SummaryWriter  # imports PyTorch if it is installed, which takes seconds
+        with _without_torch():
+            from tensorboardX import SummaryWriter
 
         folder = self._workdir / "tensorboard"
         writer = SummaryWriter(str(folder), purge_step=self._step + 1 if self._step else None)
@@ -260,6 +262,19 @@ def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:
     values = [math.nan, *(row[name] for row in rows if row["stage"] == stage and name in row)]
     value = float(all_gather_hosts(np.float64(values[-1]))[0])
     return None if math.isnan(value) else value
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Context manager in whose body PyTorch cannot be imported unless it already was. Importing tensorboardX would import
+    PyTorch if it is installed, which takes seconds, and which scalars and texts do not need."""
+    hidden: dict[str, Any] = {"torch": None} if "torch" not in sys.modules else {}
+    sys.modules.update(hidden)
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def device_memory() -> dict[str, float]:

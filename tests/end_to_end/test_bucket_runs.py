@@ -263,16 +263,26 @@ def run_of_two(tmp_path_factory) -> pathlib.Path:
     return folder / "run"
 
 
+@pytest.fixture(scope="module")
+def killed_run_of_two(emulator, command, tmp_path_factory) -> str:
+    """Address of a short run of two processes of which one was killed. The run's lock is still there."""
+    folder, address = tmp_path_factory.mktemp("killed"), "gs://team/killed"
+    with pytest.MonkeyPatch.context() as monkeypatch, using(emulator, monkeypatch, folder / "cache", command):
+        flags = [f"--workdir={address}", *SHORT]
+        started = start_processes(2, DEVICES // 2, flags, flags, folder=folder)
+        signal_at(started[0], address, "rl", 24, signal.SIGKILL)
+        ends(started, folder)
+    return address
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2], ids=["continued by one process", "continued by two processes"])
-def test_a_killed_run_of_two_processes_continues(processes, run_of_two, storage, address, tmp_path):
-    """All processes write checkpoints to the bucket, and each has its own copy of the other files. The reference is an
-    undisturbed run of two processes on disk. The sums of one process round differently."""
+def test_a_killed_run_of_two_processes_continues(processes, run_of_two, killed_run_of_two, storage, address, tmp_path):
+    """All processes write checkpoints to the bucket, and each has its own copy of the other files. The run continues on another
+    machine. The reference is an undisturbed run of two processes on disk. The sums of one process round differently."""
+    storage.copy(killed_run_of_two, address, recursive=True)
+    assert storage.exists(f"{address}/.lock") and not storage.exists(f"{address}/result.json")
     flags = [f"--workdir={address}", *SHORT]
-    started = start_processes(2, DEVICES // 2, flags, flags, folder=tmp_path)
-    signal_at(started[0], address, "rl", 24, signal.SIGKILL)
-    ends(started, tmp_path)
-    shutil.rmtree(tmp_path / "cache")
     codes, printed = ends(start_processes(processes, DEVICES // processes, *[flags] * processes, folder=tmp_path), tmp_path)
     assert codes == [0] * processes, printed
     run = local_copy(storage, address, tmp_path / "run")

@@ -1,10 +1,13 @@
+import importlib
 import json
 import math
 import os
 import re
 import socket
+import sys
 import time
 import tracemalloc
+import types
 
 import jax
 import numpy as np
@@ -12,7 +15,15 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from igpo_jax.report.page import read_run_folder
-from igpo_jax.run.metrics import MetricsWriter, _as_markdown, device_memory, is_evaluated, last_logged, read_rows
+from igpo_jax.run.metrics import (
+    MetricsWriter,
+    _as_markdown,
+    _without_torch,
+    device_memory,
+    is_evaluated,
+    last_logged,
+    read_rows,
+)
 from igpo_jax.runtime.files import MOST_BYTES
 
 
@@ -255,3 +266,14 @@ def test_event_files_do_not_name_the_host(tmp_path, monkeypatch):
     with MetricsWriter(tmp_path, 3) as log:
         log.write(4, "rl", {"x": 0.5})
     assert len(list(folder.iterdir())) == 8 and not list(folder.glob("*a[[]b*"))
+
+
+def test_torch_is_hidden_from_tensorboard_only(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    with _without_torch(), pytest.raises(ImportError):
+        importlib.import_module("torch")
+    assert "torch" not in sys.modules
+    monkeypatch.setitem(sys.modules, "torch", torch := types.ModuleType("torch"))
+    with _without_torch():
+        assert importlib.import_module("torch") is torch
+    assert sys.modules["torch"] is torch
