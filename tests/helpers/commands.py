@@ -28,6 +28,7 @@ QUICK = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
+SELDOM = (50_000, 20, 100)  # thresholds of garbage collection
 # Variables read when libraries or the interpreter load: a fork cannot change them.
 READ_AT_START = ("JAX_", "PYTHON", "LD_")
 CHANGEABLE = "JAX_COORDINATOR_PORT"  # read by jax.distributed.initialize
@@ -142,6 +143,7 @@ def _serve() -> None:
     _heed_sighup()
     _import_package()
     gc.freeze()
+    gc.set_threshold(*SELDOM)
     for line in sys.stdin:
         if os.fork():
             with contextlib.suppress(ChildProcessError):  # no child is left
