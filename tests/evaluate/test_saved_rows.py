@@ -62,7 +62,8 @@ def test_an_evaluation_does_not_go_on_with_other_rows(change, evaluate, file):
     with pytest.raises(ValueError) as raised:
         evaluate("own_functions:right", PROBLEMS)
     told = f"{file}, {message.format(*(row['id'] for row in rows))}"
-    assert str(raised.value).startswith(told) and str(raised.value).endswith("; move this file away and run its evaluation again")
+    assert str(raised.value).startswith(told)
+    assert str(raised.value).endswith("; move this file away and run its evaluation again")
     file.unlink()
     assert evaluate("own_functions:right", PROBLEMS)["problems"] == PROBLEMS == len(read_rows(file))
 

@@ -395,6 +395,7 @@ def test_the_command_writes_pages_and_says_in_one_line_what_is_wrong(two_runs, t
     done = command(*two_runs)
     assert done.returncode == 1 and foreign.read_text() == "<!doctype html><title>mine</title>"
     assert done.stderr == "error: compared.html is no page that compares runs, and it would be replaced; give --output=FILE\n"
+    foreign.unlink()
     (two_runs[0] / "result.json").write_text('{"updates": 10}')
     done = command(two_runs[0], "--watch")  # the run is finished
     assert done.returncode == 0 and done.stdout == f"report: {two_runs[0] / 'report.html'}\n"

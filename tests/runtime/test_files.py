@@ -94,7 +94,7 @@ def test_a_file_with_hard_links_is_not_written(mode, tmp_path):
     precious, log = tmp_path / "precious.txt", tmp_path / "log"
     precious.write_text("precious")
     log.hardlink_to(precious)
-    with pytest.raises(ValueError, match=f"^{log} has 2 hard links, and writing would change the file under all these names; put"):
+    with pytest.raises(ValueError, match=f"^{log} has 2 hard links, and writing would change the file under all these names"):
         open_without_links(log, mode)
     shutil.copy(log, tmp_path / "copy")
     (tmp_path / "copy").replace(log)
