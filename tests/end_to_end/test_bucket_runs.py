@@ -143,6 +143,7 @@ def test_an_evaluation_in_a_bucket_is_that_on_disk(command, finished, storage, a
     [file] = here.glob("*.jsonl")
     half = file.read_text().splitlines(keepends=True)[:8]
     storage.pipe_file(f"{there}/{file.name}", "".join(half).encode())
+    storage.pipe_file(f"{there}/protocol.json", (here / "protocol.json").read_bytes())
     done = command("evaluate", f"--workdir={address}")
     assert done.returncode == 0, done.stderr
     assert f"{there}/{file.name} has 8 of 16 problems from an earlier evaluation" in done.stderr
