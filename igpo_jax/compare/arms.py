@@ -246,14 +246,15 @@ def check_arms(config: ConfigDict, arms: list[str], overrides: list[str]) -> Non
 
 def check_comparison(written: pathlib.Path, identity: dict[str, Any], config: ConfigDict) -> None:
     """Raises ValueError if the folder of the file `written` holds a comparison with other settings. If there is no such file
-    yet, writes the settings to it (see `require_same_identity`). The settings are `identity` and a hash of the whole
-    configuration. The hash is needed because the file that --config names may have changed. Version 0.1.0 wrote no hash, so its
-    comparisons are checked without the hash."""
+    yet, writes the settings to it, or raises ValueError if there are results (see `require_same_identity`). The settings are
+    `identity` and a hash of the whole configuration. The hash is needed because the file that --config names may have changed.
+    Version 0.1.0 wrote no hash, so its comparisons are checked without the hash."""
     config = config.copy_and_resolve_references()
     config.data.prompt_buckets = config.data.prompt_buckets[-1:]  # a run may continue with other buckets below the largest
     if not written.is_file() or "fingerprint" in read_json(written):
         identity = identity | {"fingerprint": configuration.fingerprint(config)}
-    require_same_identity(written, identity, "comparison")
+    results = (f"comparison.{kind}" for kind in ("json", "md", "svg", "html"))
+    require_same_identity(written, identity, "comparison", results)
 
 
 def time_left(runs: Sequence[Run], seconds: Mapping[Run, float | None], jobs: int) -> str:

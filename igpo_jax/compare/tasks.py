@@ -53,10 +53,13 @@ def check_tasks(configs: list[str], arms: list[str], overrides: list[str]) -> No
 
 def compare_tasks(folder: pathlib.Path, configs: list[str], arguments: list[str]) -> None:
     """Runs one comparison for each configuration, and writes a page with the results of all comparisons. `arguments` are the
-    command's other arguments, which each comparison gets. Raises ValueError if two configurations have the same name, and
-    RuntimeError if a comparison fails."""
+    command's other arguments, which each comparison gets. Raises ValueError if two configurations have the same name, or if the
+    folder has results without a comparison, and RuntimeError if a comparison fails."""
     names = [task_name(config) for config in configs]
     require(len(set(names)) == len(names), f"--tasks: two tasks are called {max(names, key=names.count)}")
+    is_begun = any(folder.glob("*/overrides.json"))
+    for file in (folder / f"tasks.{kind}" for kind in ("json", "md", "html")):
+        require(is_begun or not file.exists(), f"{file} is of no comparison, and would be replaced; give another --output")
     for config, name in zip(configs, names, strict=True):
         command = [*python_command("igpo_jax.compare"), f"--config={config}", f"--output={folder / name}", *arguments]
         # A process group of its own keeps the terminal's signals away; only this process handles them.

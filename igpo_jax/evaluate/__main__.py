@@ -255,7 +255,9 @@ def check_identity(folder: pathlib.Path, model: DiffusionLM, protocol: dict, upl
                 file.is_file() and "base" not in read_json(file)
             ):  # older ones lack it
                 identity["base"] = base
-            require_same_identity(file, json.loads(json.dumps(identity)), "evaluation", ["card.json"])
+            folders = ("exact/", "fast/") if SAMPLER_ERROR.value else ("",)
+            results = ["card.json", *(f"{place}{name}.jsonl" for name in protocol for place in folders)]
+            require_same_identity(file, json.loads(json.dumps(identity)), "evaluation", results)
     share_files(folder, ("protocol.json",), upload)
 
 

@@ -207,11 +207,14 @@ def _verdicts(pool: RewardPool, answers: list[tuple[Problem, str]], terms: Seque
 
 def _whole_rows(file: pathlib.Path, problems: Sequence[Problem], draws: int) -> list[dict[str, Any]]:
     """Reads, checks and returns the lines of a benchmark's JSON Lines file. The file of an unfinished benchmark contains only
-    the first problems. If a killed process has left an incomplete last line, deletes this line from the file."""
+    the first problems. If a killed process has left an incomplete last line, deletes this line from the file. Raises ValueError
+    if the file has only one line, and an evaluation has not begun this line."""
     rows = read_rows(file)
     check_rows(file, rows, draws, [problem.id for problem in problems])
-    content = as_json_lines(rows).encode()
-    if file.is_file() and (file.stat().st_size != len(content) or file.read_bytes() != content):
+    content, found = as_json_lines(rows).encode(), file.read_bytes() if file.is_file() else b""
+    if found != content:
+        begin = b'{"id": '
+        require(rows or begin.startswith(found[: len(begin)]), f"{file} has no rows of an evaluation; move this file away")
         atomic_write(file, content)
     return rows
 
@@ -240,7 +243,7 @@ def check_rows(file: pathlib.Path, rows: Sequence[dict[str, Any]], draws: int, i
             needed = COMPLETION_VALUES if ids is not None else {"correct"}
             wrong = next(filter(None, (_foreign_in_completion(completion, needed) for completion in completions)), "")
         if wrong:
-            raise ValueError(f"{file}, line {number}: {wrong}; delete this file and run its evaluation again")
+            raise ValueError(f"{file}, line {number}: {wrong}; move this file away and run its evaluation again")
         lines[name] = number
 
 

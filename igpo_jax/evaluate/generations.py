@@ -146,7 +146,7 @@ def _evaluation(rows: Rows) -> Placed:
     for place, row in rows:
         name, gold = _string(row, place, "id"), _string(row, place, "answer").strip()
         twice = f"{place}: the id {name!r} has come before, in {places.get(name)}, so the problem would count twice"
-        require(name not in places, f"{twice}; delete this file and run its evaluation again")
+        require(name not in places, f"{twice}; move this file away and run its evaluation again")
         places[name] = place
         for number, completion in enumerate(_list(row, place, "completions")):
             place_of_one = f"{place}: completions[{number}]"

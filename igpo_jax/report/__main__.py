@@ -17,7 +17,7 @@ import sys
 from absl import flags
 
 from igpo_jax.cli import escape_controls, parse_flags, run_command
-from igpo_jax.report.page import keep_writing, write_page
+from igpo_jax.report.page import keep_writing, require_own_page, write_page
 from igpo_jax.runtime.buckets import is_address
 
 OUTPUT = flags.DEFINE_string(
@@ -36,6 +36,8 @@ def main(arguments: list[str]) -> None:
             if len(runs) == 1
             else "compared.html"
         )
+        if not OUTPUT.value and len(runs) > 1:
+            require_own_page(pathlib.Path(path))
         finished = write_page(runs, path)
         print(escape_controls(f"report: {path}"), flush=True)
         if WATCH.value and not finished:

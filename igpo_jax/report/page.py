@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -81,6 +82,14 @@ def write_page(workdirs: Sequence[str | os.PathLike], path: str | os.PathLike) -
     else:
         atomic_write(pathlib.Path(path), content)
     return all(run.result for run in runs)
+
+
+def require_own_page(path: pathlib.Path) -> None:
+    """Raises ValueError if the file `path` exists and is not a page that compares several runs."""
+    if path.is_file():
+        with path.open("rb") as file:
+            is_own = re.search(rb"<title>\d+ runs compared</title>", file.read(4096))
+        require(is_own, f"{path} is no page that compares runs, and it would be replaced; give --output=FILE")
 
 
 def keep_writing(workdirs: Sequence[str | os.PathLike], path: str | os.PathLike) -> None:

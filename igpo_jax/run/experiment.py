@@ -27,6 +27,7 @@ from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.hints import NOISE_KEYS
 from igpo_jax.run.bucket_runs import SETTINGS, run_folder
 from igpo_jax.run.layout import check_divisibility, row_lengths, with_layout
+from igpo_jax.run.metrics import LOGS
 from igpo_jax.run.microbatch_choice import base_copy_stays, with_microbatches
 from igpo_jax.run.missing_files import RESTORE, STAGES, check_identities, check_links, check_stages, has_checkpoints
 from igpo_jax.run.problems import BENCHMARK, Benchmark, ProblemSet, Splits, load_run_problems
@@ -222,10 +223,13 @@ def open_experiment(
         begun = as_begun(workdir, requested)
         fingerprints = {stage: configuration.fingerprint(begun, stage) for stage in STAGES}
         check_identities(workdir, {stage: _identity(stage, fingerprints, data) for stage in STAGES})
-        check_stages(workdir, config, accept_loss)
         is_begun = not is_new or has_checkpoints(workdir)
-        report = path_of(address_of(workdir)) / "report.html"
-        require(is_begun or not report.exists(), f"{report} is of no run, and a run would replace it; give another --workdir")
+        for name in ("report.html", "result.json", *LOGS):
+            # With data.json, which `_check_data` has read, the other files may be lost.
+            known = is_begun or (accept_loss and (workdir / "data.json").is_file())
+            file = path_of(address_of(workdir)) / name
+            require(known or not file.exists(), f"{file} is of no run, and a run would replace it; give another --workdir")
+        check_stages(workdir, config, accept_loss)
         if jax.process_index() == 0 and is_new:
             workdir.mkdir(parents=True, exist_ok=True)
             if not config.model.path and not is_begun:

@@ -82,6 +82,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
             from tensorboardX import SummaryWriter
 
         folder = self._workdir / "tensorboard"
+        _rename_events(folder)  # of a killed run, or of a stranger who guessed the name of the next file
         writer = SummaryWriter(str(folder), purge_step=self._step + 1 if self._step else None)
         _rename_events(folder)
         return writer

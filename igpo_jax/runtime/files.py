@@ -227,15 +227,22 @@ def hub_blobs(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def open_without_links(path: pathlib.Path, mode: str, encoding: str | None = None) -> IO[Any]:
-    """Opens a file for writing, in a folder that may come from an untrusted source. If the path is a symbolic link, replaces
+    """Opens a file for appending, in a folder that may come from an untrusted source. If the path is a symbolic link, replaces
     the link by a new file, because the link may lead to any file of the user. Raises OSError if the path is a named pipe or
-    another kind of file that is not regular."""
+    another kind of file that is not regular. Raises ValueError if the file has hard links. The other links may be in a copy of
+    the folder, or may be any file of the user."""
 
     def opener(name: str, flags: int) -> int:
         number = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # the last keeps a pipe from blocking
-        if not stat.S_ISREG(os.fstat(number).st_mode):
+        try:
+            found = os.fstat(number)
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", name)
+            links = f"{name} has {found.st_nlink} hard links, and writing would change the file under all these names"
+            require(found.st_nlink <= 1, f"{links}; put a copy of it in its place")
+        except BaseException:
             os.close(number)
-            raise OSError(errno.EINVAL, "not a regular file", name)
+            raise
         return number
 
     if path.is_symlink():

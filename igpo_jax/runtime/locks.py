@@ -113,7 +113,7 @@ def may_run(holder: dict[str, Any]) -> bool:
         os.kill(holder["pid"], 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it belongs to another user
+    except (OSError, OverflowError):  # it belongs to another user, or the number is not that of a process
         pass
     return holder["pid"] != os.getpid()
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from igpo_jax.compare import tasks
 from igpo_jax.compare.arms import ALL_WRONG, Claim, check_comparison
 from igpo_jax.compare.numbers import RunNumbers, judge, read_run_numbers, seconds_of, spent_until
 from igpo_jax.compare.page import _ticks
@@ -75,6 +76,29 @@ def test_a_comparison_does_not_continue_with_another_configuration(tmp_path):
         check_comparison(tmp_path / "overrides.json", identity, config)
     (tmp_path / "overrides.json").write_text(json.dumps(identity))  # of version 0.1.0
     check_comparison(tmp_path / "overrides.json", identity, config)
+
+
+@pytest.mark.parametrize("kind", ["json", "md", "svg", "html"])
+def test_results_of_no_comparison_are_not_replaced(kind, tmp_path):
+    config, file = base_config(**arithmetic.defaults()), tmp_path / f"comparison.{kind}"
+    file.write_text("mine")
+    with pytest.raises(ValueError, match=f"{file} is of no comparison, because there is no overrides.json; give another"):
+        check_comparison(tmp_path / "overrides.json", {"config": "arithmetic.py", "overrides": []}, config)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("kind", ["json", "md", "html"])
+def test_tables_of_no_comparison_are_not_replaced(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "python_command", lambda module: ["false"])
+    file = tmp_path / f"tasks.{kind}"
+    file.write_text("mine")
+    with pytest.raises(ValueError, match=f"{file} is of no comparison, and would be replaced; give another --output"):
+        tasks.compare_tasks(tmp_path, ["one.py"], [])
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "overrides.json").write_text("{}")
+    with pytest.raises(RuntimeError, match="the comparison on one has stopped"):  # of the command `false`
+        tasks.compare_tasks(tmp_path, ["one.py"], [])
 
 
 @pytest.mark.parametrize("share", [None, float("nan"), ...])

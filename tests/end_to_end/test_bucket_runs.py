@@ -109,6 +109,17 @@ def test_a_second_start_is_one_line_and_changes_nothing(command, finished, stora
     assert storage.find(address, detail=True) == before
 
 
+@pytest.mark.slow
+def test_a_foreign_log_in_a_bucket_is_not_replaced(command, storage, address):
+    storage.pipe_file(f"{address}/metrics.jsonl", b"mine")
+    done = command.train(address)
+    refused = f"error: {address}/metrics.jsonl is of no run, and a run would replace it; give another --workdir"
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == refused, done.stderr
+    storage.invalidate_cache()
+    assert storage.find(address) == [f"{address.removeprefix('gs://')}/metrics.jsonl"]
+    assert storage.cat_file(f"{address}/metrics.jsonl") == b"mine"
+
+
 def test_a_finished_run_in_a_bucket_is_read_by_the_other_commands(command, finished, storage, address, tmp_path):
     storage.put(str(finished), address, recursive=True)
     prompt = "--prompt=5+5="
@@ -132,6 +143,7 @@ def test_an_evaluation_in_a_bucket_is_that_on_disk(command, finished, storage, a
     [file] = here.glob("*.jsonl")
     half = file.read_text().splitlines(keepends=True)[:8]
     storage.pipe_file(f"{there}/{file.name}", "".join(half).encode())
+    storage.pipe_file(f"{there}/protocol.json", (here / "protocol.json").read_bytes())
     done = command("evaluate", f"--workdir={address}")
     assert done.returncode == 0, done.stderr
     assert f"{there}/{file.name} has 8 of 16 problems from an earlier evaluation" in done.stderr

@@ -97,6 +97,26 @@ def test_benchmarks_without_files_are_left_out_if_others_have_files(command, fin
     assert "no files are given for them: countdown, sudoku" in done.stderr
 
 
+@pytest.mark.parametrize("form", ["[{}]", "{}\n{}\n"], ids=["array", "lines"])
+def test_problems_in_the_output_folder_are_not_replaced(form, command, finished, tmp_path):
+    file, content = tmp_path / "gsm8k.jsonl", form.replace("{}", '{"question": "1+1?", "answer": "#### 2"}')
+    file.write_text(content)
+    flags = (f"--config.model={finished}", "--config.chat=False", f"--config.benchmarks.gsm8k.task.test=gsm8k:{file}")
+    done = command("evaluate", "--config=evaluate_math.py", f"--output={tmp_path}", *flags)
+    refusal = f"error: {file} is of no evaluation, because there is no protocol.json; give another --output"
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == refusal, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["gsm8k.jsonl"] and file.read_text() == content
+
+
+def test_rows_of_a_comparison_of_samplers_are_not_replaced(command, config, finished, tmp_path):
+    (tmp_path / "fast").mkdir()
+    (tmp_path / "fast" / "sums.jsonl").write_text("mine")
+    flags = (f"--config.model={finished}", "--sampler-error", "--sampler=cache=dual", f"--output={tmp_path}")
+    done = command("evaluate", f"--config={config}", *flags)
+    assert done.returncode == 1 and f"error: {tmp_path}/fast/sums.jsonl is of no evaluation, because" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["fast"]
+
+
 def test_a_folder_keeps_to_its_model_and_protocol(command, config, finished, expected):
     for flags in (["--config.decode.steps=4"], ["--config.stage=sft"]):
         done = command("evaluate", f"--config={config}", f"--config.model={finished}", f"--output={expected[0]}", *flags)

@@ -279,11 +279,31 @@ def test_a_run_is_not_written_through_a_link_out_of_its_folder(place, finished, 
     assert f"{place} leads to {elsewhere}, outside of the run" in refusal(run)
 
 
-def test_a_foreign_report_is_not_replaced(tmp_path):
-    (tmp_path / "report.html").write_text("mine")
-    with pytest.raises(ValueError, match=f"{tmp_path / 'report.html'} is of no run, and a run would replace it"):
-        open_experiment(tiny(), tmp_path)
-    assert contents(tmp_path) == {"report.html": b"mine"}
+@pytest.mark.parametrize("accept_loss", [False, True])
+@pytest.mark.parametrize("name", ["report.html", "result.json", *LOGS])
+def test_a_foreign_file_is_not_replaced(name, accept_loss, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"{tmp_path / name} is of no run, and a run would replace it; give another --work"):
+        open_experiment(tiny(), tmp_path, accept_loss)
+    assert contents(tmp_path) == {name: b"mine"}
+
+
+def test_a_run_that_was_killed_while_it_was_opened_continues(tmp_path):
+    open_experiment(tiny(), tmp_path)
+    remove("config.json")(tmp_path)
+    (tmp_path / "config.json.partial").write_text("{")
+    open_experiment(tiny(), tmp_path)
+    remove("config.json", "data.json")(tmp_path)
+    open_experiment(tiny(), tmp_path)
+    assert (tmp_path / "config.json").is_file()
+
+
+def test_an_accepted_loss_of_configuration_and_checkpoints_starts_the_run_again(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    remove("config.json", "checkpoints")(run)
+    refusal(run)
+    open_experiment(tiny(), run, accept_loss=True)
+    assert (run / "config.json").is_file()
 
 
 def test_events_are_not_written_through_a_link_out_of_the_run(tmp_path):

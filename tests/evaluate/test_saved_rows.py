@@ -62,9 +62,23 @@ def test_an_evaluation_does_not_go_on_with_other_rows(change, evaluate, file):
     with pytest.raises(ValueError) as raised:
         evaluate("own_functions:right", PROBLEMS)
     told = f"{file}, {message.format(*(row['id'] for row in rows))}"
-    assert str(raised.value).startswith(told) and str(raised.value).endswith("; delete this file and run its evaluation again")
+    assert str(raised.value).startswith(told)
+    assert str(raised.value).endswith("; move this file away and run its evaluation again")
     file.unlink()
     assert evaluate("own_functions:right", PROBLEMS)["problems"] == PROBLEMS == len(read_rows(file))
+
+
+def test_a_file_without_rows_is_replaced_only_if_it_has_the_beginning_of_one(evaluate, tmp_path):
+    file = tmp_path / "sums.jsonl"
+    for content in ('[{"question": "1+1?", "answer": "2"}]', "notes"):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=f"{file} has no rows of an evaluation; move this file away"):
+            evaluate("own_functions:right", PROBLEMS)
+        assert file.read_text() == content
+    for content in ("", '{"i', '{"id": "1+1=", "quest'):
+        file.write_text(content)
+        assert evaluate("own_functions:right", PROBLEMS)["problems"] == PROBLEMS
+        file.unlink()
 
 
 FOREIGN = [

@@ -17,6 +17,7 @@ from igpo_jax.report.page import (
     headline,
     read_run_folder,
     report_html,
+    require_own_page,
     short_names,
     write_page,
     write_report,
@@ -389,11 +390,27 @@ def test_the_command_writes_pages_and_says_in_one_line_what_is_wrong(two_runs, t
     done = command(*two_runs, "--output=both.html")
     assert done.returncode == 0 and done.stdout == "report: both.html\n"
     assert "2 runs compared" in (tmp_path / "both.html").read_text()
+    foreign = tmp_path / "compared.html"
+    foreign.write_text("<!doctype html><title>mine</title>")
+    done = command(*two_runs)
+    assert done.returncode == 1 and foreign.read_text() == "<!doctype html><title>mine</title>"
+    assert done.stderr == "error: compared.html is no page that compares runs, and it would be replaced; give --output=FILE\n"
+    foreign.unlink()
     (two_runs[0] / "result.json").write_text('{"updates": 10}')
     done = command(two_runs[0], "--watch")  # the run is finished
     assert done.returncode == 0 and done.stdout == f"report: {two_runs[0] / 'report.html'}\n"
     wrong = command(two_runs[0], "nothing")
     assert wrong.returncode == 1 and wrong.stderr == "error: there is no folder nothing; give the folder of a run\n"
+
+
+def test_a_page_that_compares_runs_is_written_again(two_runs, tmp_path):
+    path = tmp_path / "compared.html"
+    for _ in range(2):
+        require_own_page(path)
+        write_page(two_runs, path)
+    write_page(two_runs[:1], path)
+    with pytest.raises(ValueError, match=f"{path} is no page that compares runs, and it would be replaced; give --output"):
+        require_own_page(path)
 
 
 def test_without_plotly_there_is_a_warning_and_no_report(tmp_path, monkeypatch, caplog):

@@ -277,3 +277,15 @@ def test_torch_is_hidden_from_tensorboard_only(monkeypatch):
     with _without_torch():
         assert importlib.import_module("torch") is torch
     assert sys.modules["torch"] is torch
+
+
+def test_events_are_not_written_into_a_file_that_was_there(tmp_path):
+    """It may be a hard link to a file of the user. A stranger who knows the name of the host can guess the name of the file."""
+    (tmp_path / "precious").write_bytes(b"precious")
+    (tmp_path / "tensorboard").mkdir()
+    for second in range(int(time.time()), int(time.time()) + 60):
+        link = tmp_path / "tensorboard" / f"events.out.tfevents.{second}.{socket.gethostname()}"
+        link.hardlink_to(tmp_path / "precious")
+    with MetricsWriter(tmp_path, 0) as writer:
+        writer.write(1, "sft", {"loss": 1.0})
+    assert (tmp_path / "precious").read_bytes() == b"precious"

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import resource
+import shutil
 import threading
 
 import pytest
@@ -85,6 +86,29 @@ def test_a_file_that_is_not_regular_is_named(make, mode, tmp_path):
     make(tmp_path / "log")
     with pytest.raises(OSError, match=re.escape(str(tmp_path / "log"))):
         open_without_links(tmp_path / "log", mode)
+
+
+@pytest.mark.parametrize("mode", ["a", "a+", "ab", "a+b"])
+def test_a_file_with_hard_links_is_not_written(mode, tmp_path):
+    """The folder may be an unpacked archive, or a copy that was made with `cp -al`."""
+    precious, log = tmp_path / "precious.txt", tmp_path / "log"
+    precious.write_text("precious")
+    log.hardlink_to(precious)
+    with pytest.raises(ValueError, match=f"^{log} has 2 hard links, and writing would change the file under all these names"):
+        open_without_links(log, mode)
+    shutil.copy(log, tmp_path / "copy")
+    (tmp_path / "copy").replace(log)
+    with open_without_links(log, mode) as file:
+        file.write(b"x" if "b" in mode else "x")
+    assert log.read_text() == "preciousx" and precious.read_text() == "precious"
+
+
+def test_a_lock_with_hard_links_is_refused_and_stays(tmp_path):
+    (tmp_path / "profile").write_text("private")
+    (tmp_path / ".lock").hardlink_to(tmp_path / "profile")
+    with pytest.raises(ValueError, match="/.lock has 2 hard links"), locked(tmp_path):
+        pass
+    assert (tmp_path / "profile").read_text() == "private" and names(tmp_path) == [".lock", "profile"]
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "pipe"])

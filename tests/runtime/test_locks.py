@@ -111,6 +111,12 @@ def test_without_locks_the_host_and_the_process_decide(without_locks, tmp_path):
     without_locks(pid=ended.pid, host="another-host")
     with pytest.raises(ValueError, match=f"process {ended.pid} on another-host.* delete {tmp_path / '.lock'}"):
         take(tmp_path)
+    without_locks(pid=10**30)  # of a stranger
+    with pytest.raises(ValueError, match=f"process {10**30} on .*if it has ended, delete {tmp_path / '.lock'}"):
+        take(tmp_path)
+    for holder in ({"pid": "1"}, {"pid": None}, {"pid": 1.5}, {}):
+        without_locks(**holder)
+        take(tmp_path)
     (tmp_path / ".lock").write_text("")  # its writer has died before it could say who it is
     take(tmp_path)
 
