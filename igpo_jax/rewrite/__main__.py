@@ -35,7 +35,7 @@ from absl import flags, logging
 from igpo_jax.cli import define_json, escape_controls, parse_flags, run_command
 from igpo_jax.grading.answers import extract
 from igpo_jax.rewrite.card import card_lines, make_card, write_card
-from igpo_jax.rewrite.endpoint import Endpoint, Reply, ask_all, require_reply
+from igpo_jax.rewrite.endpoint import NO_KEY, Endpoint, Reply, ask_all, require_reply
 from igpo_jax.runtime.bucket_folders import opened_output
 from igpo_jax.runtime.buckets import small_files
 from igpo_jax.runtime.checks import require
@@ -343,7 +343,7 @@ def _endpoint() -> Endpoint | None:
         raise ValueError(f"--endpoint (or OPENAI_BASE_URL) is no address: {error}") from None
     model = MODEL.value or os.environ.get("OPENAI_MODEL", "")
     require(model, "--model=NAME is missing (or OPENAI_MODEL): which of the endpoint's models is to rewrite")
-    key = os.environ.get("OPENAI_API_KEY") or "none"  # a local server needs none
+    key = os.environ.get("OPENAI_API_KEY") or NO_KEY
     if KEY_FILE.value:
         try:
             key = pathlib.Path(KEY_FILE.value).read_text("utf-8").strip()
