@@ -58,6 +58,7 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
         share = row[ALL_WRONG_METRIC] = math.nan if share is None else share  # None: no group has a verdict
         valid = math.isnan(share) or 0 <= share <= 1
         require(valid, f"{folder / 'metrics.jsonl'}: step {row['step']} has {ALL_WRONG_METRIC}={share}, which is no share")
+    _require_whole(folder, rollouts, verdicts, result)
     with wrap_read_errors(folder):
         verdicts = [row for row in verdicts if row["stage"] == "rl"]
         steps, evaluated = (np.array([row["step"] for row in each], np.int64) for each in (rollouts, verdicts))
@@ -72,6 +73,24 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
     valid = all(type(time) in (int, float) and 0 <= time < math.inf for time in times)
     require(valid, f"{folder / 'metrics.jsonl'} has a time/total that is no time")
     return RunNumbers(prompts, evaluations, spent_until(steps, evaluated, times), correct, rollouts, result)
+
+
+def _require_whole(
+    folder: pathlib.Path, rollouts: list[dict[str, Any]], verdicts: list[dict[str, Any]], result: dict[str, Any]
+) -> None:
+    """Raises ValueError if the logs of a finished run do not end with the update and the accuracy that result.json reports.
+    `rollouts` and `verdicts` are entries of metrics.jsonl and evaluations.jsonl."""
+    file, after = folder / "evaluations.jsonl", result.get("after_rl")
+    number, last = next(((n, row) for n, row in reversed([*enumerate(verdicts, 1)]) if row["stage"] == "rl"), (0, {}))
+    ends = {f"{folder / 'metrics.jsonl'}": rollouts[-1]["step"], f"{file}:{number}": last.get("step")}
+    for place, step in ends.items() if last else ():
+        wrong = f"{place}: the last step is {step}, but the run finished with update {result.get('updates')} (result.json)"
+        require(result.get("updates", step) == step, f"{wrong}; restore the whole file")
+    known = [verdict for verdict in last.get("correct", ()) if verdict is not None]
+    if known and isinstance(after, dict):
+        share, reported = sum(known) / len(known), after.get("accuracy")
+        equal = type(reported) in (int, float) and abs(share - reported) < 1e-6
+        require(equal, f"{file}:{number}: the accuracy {share} is not the {repr(reported)[:100]} of result.json")
 
 
 def seconds_of(run: pathlib.Path) -> float | None:

@@ -130,7 +130,7 @@ def test_a_foreign_center_of_hint_ratios_is_refused(undisturbed, chance, tmp_pat
     run = shutil.copytree(undisturbed, tmp_path / "run")
     last = read_rows(run / "metrics.jsonl")[-1]
     with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": last["step"], "stage": "rl", "hint/ratio_center": 7.0}) + "\n")
+        file.write(json.dumps({"step": last["step"] + 1, "stage": "rl", "hint/ratio_center": 7.0}) + "\n")
     process = chance.train(run, *FLAGS)
     assert process.returncode == 1 and "metrics.jsonl: the last hint/ratio_center=7.0 is not within [0, 1]" in process.stderr
 
