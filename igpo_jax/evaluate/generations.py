@@ -21,6 +21,7 @@ from igpo_jax.runtime.files import (
     require_unicode,
     wrap_read_errors,
 )
+from igpo_jax.tasks.reward_pool import OUTCOMES
 
 MOST_FILTERS = 16  # of a harness file; every filter has columns in the table, and every pair of columns a test
 LONGEST_FILTER = 100  # characters of a filter's name
@@ -151,8 +152,10 @@ def _evaluation(rows: Rows) -> Placed:
         for number, completion in enumerate(_list(row, place, "completions")):
             place_of_one = f"{place}: completions[{number}]"
             require(isinstance(completion, dict), f"{place_of_one} is not an object")
-            correct = completion.get("correct")
-            stored = {"correct": correct} if isinstance(correct, bool) else {}
+            correct, outcome = completion.get("correct"), completion.get("outcome", "ok")
+            require(correct is None or isinstance(correct, bool), f"{place_of_one}: 'correct' is neither true nor false")
+            require(outcome in OUTCOMES, f"{place_of_one}: 'outcome' is none of {', '.join(OUTCOMES)}")
+            stored = {"correct": correct} if correct is not None and outcome == "ok" else {}
             yield place, Generation(name, number, gold, _string(completion, place_of_one, "text"), stored)
 
 

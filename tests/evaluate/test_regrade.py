@@ -109,6 +109,19 @@ def test_an_evaluation_is_graded_by_its_protocols_rule(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_completion_that_an_evaluation_could_not_grade_has_no_stored_verdict(tmp_path):
+    file = evaluation(tmp_path / "sums") / "sums.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[0]["completions"][0] |= {"correct": False, "outcome": "timeout"}
+    del rows[1]["completions"][0]["outcome"]  # as in earlier versions
+    first, second, third, *_ = read_generations(write_lines(file, rows))
+    assert (first.stored, second.stored, third.stored) == ({}, {"correct": False}, {"correct": True})
+    for key, value in (("correct", "yes"), ("outcome", "fine")):
+        changed = [*rows[:2], rows[2] | {"completions": [rows[2]["completions"][0] | {key: value}]}]
+        with pytest.raises(ValueError, match=rf"sums.jsonl, line 3: completions\[0\]: '{key}' is n"):
+            read_generations(write_lines(file, changed))
+
+
 def test_a_file_of_the_harness_has_a_row_per_filter_but_its_texts_once(tmp_path):
     docs = [gsm8k(gold, text) for gold, text in CASES]
     file = write_lines(tmp_path / "samples_gsm8k_2025-09-01T10-00-00.000000.jsonl", harness_rows(docs))
