@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import signal
@@ -257,6 +258,11 @@ def test_a_report_names_graders_stored_scores_and_all_disagreements(tmp_path):
     (harness_rows([({"solution": "One.\nTwo."}, "One.\nTwo.", ["text"])]), "line 1: 'target' is no answer"),
     (harness_rows([gsm8k("7", "text")], ["none", "none"]), "line 2: doc_id 0 has come before with the filter 'none'"),
     ([*harness_rows([gsm8k("7", "a")], ["x"]), *harness_rows([gsm8k("7", "b")], ["y"])], "line 2: 'resps' of doc_id 0 differs"),
+    ([*harness_rows([gsm8k("7", "a")], ["x"]), *harness_rows([gsm8k("8", "a")], ["y"])], "line 2: 'target' of doc_id 0 differs"),
+    (harness_rows([gsm8k("7", "a")], exact_match="yes"), "line 1: 'exact_match' is str, not a number"),
+    (harness_rows([gsm8k("7\nextra", "a")]), "line 1: the target has further lines after the answer"),
+    ([{"gold": math.nan, "text": "7"}], "line 1: 'gold' is nan, which is no finite number"),
+    ([{"gold": math.inf, "text": "7"}], "line 1: 'gold' is inf, which is no finite number"),
     ([{"resps": [["a"]], "target": "7"}], "line 1: the key 'doc_id' is missing"),
     (harness_rows([gsm8k("7", "a")], map(str, range(3000))), "line 17: '16' is filter 17 of the file; at most 16"),
     (harness_rows([gsm8k("7", "a")], ["x" * 101]), "line 1: the filter 'xx"), (harness_rows([gsm8k("7", "a")], [7]), "the filter 7 is no text"),
