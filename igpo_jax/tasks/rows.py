@@ -177,7 +177,7 @@ def _json(stream: Any, path: str, is_array: bool, most: int) -> Parsed:
         content = line + stream.read()
         array = None
         with contextlib.nullcontext() if is_array else contextlib.suppress(ValueError):
-            array = parse_json(_decoded(content, path, number), path, object_pairs_hook=_object)
+            array = parse_json(_decoded(content, path, number), path)
         if array is not None and (is_array or all(isinstance(row, dict) for row in array)):
             for entry, row in enumerate(array):
                 place = f"{path}, entry {entry} (from 0)"
@@ -199,21 +199,10 @@ def _json(stream: Any, path: str, is_array: bool, most: int) -> Parsed:
 
 def _json_object(line: bytes, place: str) -> Row | ValueError:
     try:
-        row = parse_json(line, place, object_pairs_hook=_object)
+        row = parse_json(line, place)
     except ValueError as error:
         return error
     return row if isinstance(row, dict) else ValueError(f"{place}: not a JSON object")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> Row:
-    """Builds a dict from the (key, value) pairs of a JSON object. Raises ValueError if a key occurs twice with different
-    values."""
-    row: Row = {}
-    for key, value in pairs:
-        if key in row and row[key] != value:
-            raise ValueError(f"the key {key!r} is given twice, with different values")
-        row[key] = value
-    return row
 
 
 def _csv(stream: Any, path: str, most: int) -> Parsed:
