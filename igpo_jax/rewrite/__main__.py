@@ -99,6 +99,7 @@ GRADED_AT_ONCE = 512
 KEPT = ("rewritten", "shortened", "unchanged")
 REJECTED = ("no solution", "unanswered", "refused or empty", "cut off", "no answer", "wrong answer", "grader's time-out",
             "grader's error", "too short", "too long", "not shorter")  # fmt: skip
+CUT_OFF = ("length", "max_tokens", "max_output_tokens", "model_length")  # values of finish_reason, by endpoint
 Judged = tuple[str, str, str]  # outcome, original solution, new solution
 
 
@@ -195,7 +196,7 @@ def judge_replies(records: Sequence[Record], replies: dict[str, Reply], rule: st
             outcome = "no solution"
         elif reply is None:
             outcome = "unanswered"
-        elif reply["finish_reason"] == "length" and not reply["refused"]:
+        elif not reply["refused"] and ((reply["finish_reason"] or "").lower() in CUT_OFF or "<think>" in text):
             outcome = "cut off"
         else:
             outcome = "rewritten" if text and not reply["refused"] else "refused or empty"

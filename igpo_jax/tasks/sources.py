@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 # made to exhaust the memory, and give no hints from the part that may show the answer.
 MOST_SEARCHED, MOST_SPANS = 1 << 20, 1000
 MOST_SPANS_IN_ALL = 1 << 24  # of all solutions; a place takes about 170 bytes
+THINK = re.compile("</?think>")
 ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator calls
 STRIPPED = re.compile(r"\S(?:.*\S)?", re.DOTALL)
 METAMATH_TYPES = ("GSM_AnsAug", "MATH_AnsAug")
@@ -325,11 +326,12 @@ def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
         isinstance(mark, bool | None) and isinstance(text, str | None) for mark, text in zip(marks, traces, strict=True)
     ):
         raise TypeError("generations must have texts, and correctness_math_verify true or false")
-    right = [text for text, correct in zip(traces, marks, strict=True) if correct and text]
+    right = [text for text, correct in zip(traces, marks, strict=True) if correct]
+    right = [text for text in right if text and _is_visible(THINK.sub("", text))]
     if not right:
         raise Dropped("without a correct trace")
     response = min(right, key=len).strip()
-    solution = re.sub(r"</?think>", "", response).strip()
+    solution = THINK.sub("", response).strip()
     return Record(_id(row, "uuid"), question, answer, solution, _spans_or_whole(solution, answer), response)
 
 

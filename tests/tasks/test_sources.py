@@ -158,6 +158,13 @@ def write_array_record(rows, path):
     writer.close()
 
 
+@pytest.mark.parametrize("blank", ["", None, "   ", "<think> </think>"])
+def test_openr1_takes_no_blank_trace(blank, tmp_path):
+    row = {"problem": "p", "answer": "4", "generations": [blank, "It is 4, as 2 and 2 are 4."], "correctness_math_verify": [True, True]}
+    [record], _ = records_of("openr1", [row], tmp_path)
+    assert record.solution == "It is 4, as 2 and 2 are 4."
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "json", "parquet", "array_record"])
 def test_openr1_takes_the_shortest_correct_trace_from_any_kind_of_file(ending, tmp_path):
     path = tmp_path / f"openr1.{ending}"
