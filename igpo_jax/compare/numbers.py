@@ -65,7 +65,6 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
         names = ("sampler/prompts", "sampler/rows")
         prompts, evaluations = (spent_until(steps, evaluated, [row[name] for row in rollouts]) for name in names)
         correct = np.array([row["correct"] for row in verdicts], float)
-    require(verdicts, f"{folder / 'evaluations.jsonl'} has no evaluation of the stage rl")
     for verdict, row in zip(verdicts, correct, strict=True):
         judged = row.ndim == 1 and not np.isnan(row).all()
         require(judged, f"{folder / 'evaluations.jsonl'}: step {verdict['step']} has no verdicts")
@@ -81,16 +80,17 @@ def _require_whole(
     """Raises ValueError if the logs of a finished run do not end with the update and the accuracy that result.json reports.
     `rollouts` and `verdicts` are entries of metrics.jsonl and evaluations.jsonl."""
     file, after = folder / "evaluations.jsonl", result.get("after_rl")
-    number, last = next(((n, row) for n, row in reversed([*enumerate(verdicts, 1)]) if row["stage"] == "rl"), (0, {}))
-    ends = {f"{folder / 'metrics.jsonl'}": rollouts[-1]["step"], f"{file}:{number}": last.get("step")}
-    for place, step in ends.items() if last else ():
+    places = [(f"{file}:{number}", row) for number, row in enumerate(verdicts, 1) if row["stage"] == "rl"]
+    require(places, f"{file} has no evaluation of the stage rl")
+    place_of_last, last = places[-1]
+    for place, step in ((folder / "metrics.jsonl", rollouts[-1]["step"]), (place_of_last, last["step"])):
         wrong = f"{place}: the last step is {step}, but the run finished with update {result.get('updates')} (result.json)"
         require(result.get("updates", step) == step, f"{wrong}; restore the whole file")
-    known = [verdict for verdict in last.get("correct", ()) if verdict is not None]
+    known = [verdict for verdict in last["correct"] if verdict is not None]
     if known and isinstance(after, dict):
         share, reported = sum(known) / len(known), after.get("accuracy")
-        equal = type(reported) in (int, float) and abs(share - reported) < 1e-6
-        require(equal, f"{file}:{number}: the accuracy {share} is not the {repr(reported)[:100]} of result.json")
+        equal = isinstance(reported, int | float) and 0 <= reported <= 1 and abs(share - reported) < 1e-6
+        require(equal, f"{place_of_last}: the accuracy {share} is not the {repr(reported)[:100]} of result.json")
 
 
 def seconds_of(run: pathlib.Path) -> float | None:

@@ -81,6 +81,12 @@ def test_logs_that_lost_or_repeat_lines_are_refused(name, change, message, tmp_p
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("accuracy", [None, "0.5", [], 10**400, float("nan"), 0.25])
+def test_an_accuracy_that_the_verdicts_do_not_have_is_refused(accuracy, tmp_path):
+    with pytest.raises(ValueError, match=r"evaluations.jsonl:1: the accuracy 0.5 is not the .* of result.json"):
+        read_run_numbers(written(tmp_path, {"after_rl": {"accuracy": accuracy}}))
+
+
 @pytest.mark.parametrize("spent, seconds", [(12, 12.0), (10**400, None), ("x", None), (float("nan"), None)])
 def test_a_training_time_that_is_no_time_is_unknown(spent, seconds, tmp_path):
     assert seconds_of(written(tmp_path, {"wall_seconds": {"rl": spent}})) == seconds

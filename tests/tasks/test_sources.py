@@ -160,7 +160,12 @@ def write_array_record(rows, path):
 
 @pytest.mark.parametrize("blank", ["", None, "   ", "<think> </think>"])
 def test_openr1_takes_no_blank_trace(blank, tmp_path):
-    row = {"problem": "p", "answer": "4", "generations": [blank, "It is 4, as 2 and 2 are 4."], "correctness_math_verify": [True, True]}
+    row = {
+        "problem": "p",
+        "answer": "4",
+        "generations": [blank, "It is 4, as 2 and 2 are 4."],
+        "correctness_math_verify": [True, True],
+    }
     [record], _ = records_of("openr1", [row], tmp_path)
     assert record.solution == "It is 4, as 2 and 2 are 4."
 
