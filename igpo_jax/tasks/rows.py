@@ -111,7 +111,7 @@ def _parsed(file: pathlib.Path, path: str) -> Parsed:
     with contextlib.closing(_unpacked(file) if compressed else file.open("rb")) as stream:
         try:
             _skip_byte_order_mark(stream, path)
-            most = max(MOST_PROBLEMS, file.stat().st_size)  # lines; text has more than a byte per line, even compressed
+            most = max(2 * MOST_PROBLEMS, file.stat().st_size)  # lines; text has more than a byte per line, even compressed
             yield from _csv(stream, path, most) if kind == ".csv" else _json(stream, path, kind == ".json", most)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: no complete gzip file ({first_line(error)})") from None

@@ -313,7 +313,7 @@ def test_the_lines_of_a_compressed_file_are_counted_even_blank_ones(name, conten
     monkeypatch.setattr(rows, "MOST_PROBLEMS", 5000)
     file = tmp_path / name
     file.write_bytes(gzip.compress(content))
-    with pytest.raises(ValueError, match=f"{name}, line 5001: more than 5000 lines in such a small file; unpack it first"):
+    with pytest.raises(ValueError, match=f"{name}, line 10001: more than 10000 lines in such a small file; unpack it first"):
         list(read_rows(str(file)))
 
 
