@@ -58,13 +58,13 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
         share = row[ALL_WRONG_METRIC] = math.nan if share is None else share  # None: no group has a verdict
         valid = math.isnan(share) or 0 <= share <= 1
         require(valid, f"{folder / 'metrics.jsonl'}: step {row['step']} has {ALL_WRONG_METRIC}={share}, which is no share")
+    _require_whole(folder, rollouts, verdicts, result)
     with wrap_read_errors(folder):
         verdicts = [row for row in verdicts if row["stage"] == "rl"]
         steps, evaluated = (np.array([row["step"] for row in each], np.int64) for each in (rollouts, verdicts))
         names = ("sampler/prompts", "sampler/rows")
         prompts, evaluations = (spent_until(steps, evaluated, [row[name] for row in rollouts]) for name in names)
         correct = np.array([row["correct"] for row in verdicts], float)
-    require(verdicts, f"{folder / 'evaluations.jsonl'} has no evaluation of the stage rl")
     for verdict, row in zip(verdicts, correct, strict=True):
         judged = row.ndim == 1 and not np.isnan(row).all()
         require(judged, f"{folder / 'evaluations.jsonl'}: step {verdict['step']} has no verdicts")
@@ -72,6 +72,25 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
     valid = all(type(time) in (int, float) and 0 <= time < math.inf for time in times)
     require(valid, f"{folder / 'metrics.jsonl'} has a time/total that is no time")
     return RunNumbers(prompts, evaluations, spent_until(steps, evaluated, times), correct, rollouts, result)
+
+
+def _require_whole(
+    folder: pathlib.Path, rollouts: list[dict[str, Any]], verdicts: list[dict[str, Any]], result: dict[str, Any]
+) -> None:
+    """Raises ValueError if the logs of a finished run do not end with the update and the accuracy that result.json reports.
+    `rollouts` and `verdicts` are entries of metrics.jsonl and evaluations.jsonl."""
+    file, after = folder / "evaluations.jsonl", result.get("after_rl")
+    places = [(f"{file}:{number}", row) for number, row in enumerate(verdicts, 1) if row["stage"] == "rl"]
+    require(places, f"{file} has no evaluation of the stage rl")
+    place_of_last, last = places[-1]
+    for place, step in ((folder / "metrics.jsonl", rollouts[-1]["step"]), (place_of_last, last["step"])):
+        wrong = f"{place}: the last step is {step}, but the run finished with update {result.get('updates')} (result.json)"
+        require(result.get("updates", step) == step, f"{wrong}; restore the whole file")
+    known = [verdict for verdict in last["correct"] if verdict is not None]
+    if known and isinstance(after, dict):
+        share, reported = sum(known) / len(known), after.get("accuracy")
+        equal = isinstance(reported, int | float) and 0 <= reported <= 1 and abs(share - reported) < 1e-6
+        require(equal, f"{place_of_last}: the accuracy {share} is not the {repr(reported)[:100]} of result.json")
 
 
 def seconds_of(run: pathlib.Path) -> float | None:

@@ -44,7 +44,7 @@ from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.statistics import accuracy_interval, paired, problem_means
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.grades import FEW, lack_of_verdicts
-from igpo_jax.tasks.problem import Problem
+from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import OUTCOMES, RewardPool, reward_pool
 from igpo_jax.tasks.reward_terms import RewardTerm, reward_terms, weighted_sum
 from igpo_jax.tokenizers import warn_of_no_text
@@ -282,7 +282,7 @@ def _compared(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any
             told = "; ".join(f"{repr(key)[1:-1][:100]}: {repr(a)[:100]} and {repr(b)[:100]}" for key, a, b in values)
             raise ValueError(f"benchmark {name}: the protocols differ, so the numbers cannot be compared: {told}")
         rows = [_finished_rows(folder / f"{name}.jsonl", cards[0]["protocol"][name]) for folder in (one, other)]
-        if [row["id"] for row in rows[0]] != [row["id"] for row in rows[1]]:
+        if [_problem(row) for row in rows[0]] != [_problem(row) for row in rows[1]]:  # protocols may have no fingerprint
             raise ValueError(f"benchmark {name}: {one} and {other} hold other problems than their protocols say")
         try:
             result[name] = paired(*map(correct_of, rows))
@@ -291,13 +291,20 @@ def _compared(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any
     return result
 
 
+def _problem(row: dict[str, Any]) -> list[Any]:
+    return [row.get(key) for key in ("id", "question", "answer")]
+
+
 def _finished_rows(file: pathlib.Path, protocol: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns all lines of the JSON Lines file of a finished benchmark. Raises ValueError if lines are missing or invalid."""
+    """Returns all lines of the JSON Lines file of a finished benchmark. Raises ValueError if lines are missing or invalid, or if
+    their problems are not those of the protocol."""
     rows = read_rows(file)
     require(rows, f"{file} has no rows; a comparison of samplers (--sampler-error) is no evaluation")
     check_rows(file, rows, protocol["draws"])
     again = "run its evaluation again, which completes it"
     require(len(rows) == protocol["problems"], f"{file}: {len(rows)} rows for {protocol['problems']} problems; {again}")
+    found = problems_fingerprint(map(_problem, rows))
+    require(found == protocol.get("data", found), f"{file}: other problems than those of the protocol; restore the whole file")
     return rows
 
 

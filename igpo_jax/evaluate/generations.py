@@ -4,6 +4,7 @@ the keys gold (or answer) and text (or completion). The keys of the first line d
 
 import collections
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from igpo_jax.runtime.files import (
     require_unicode,
     wrap_read_errors,
 )
+from igpo_jax.tasks.reward_pool import OUTCOMES
 
 MOST_FILTERS = 16  # of a harness file; every filter has columns in the table, and every pair of columns a test
 LONGEST_FILTER = 100  # characters of a filter's name
@@ -151,8 +153,10 @@ def _evaluation(rows: Rows) -> Placed:
         for number, completion in enumerate(_list(row, place, "completions")):
             place_of_one = f"{place}: completions[{number}]"
             require(isinstance(completion, dict), f"{place_of_one} is not an object")
-            correct = completion.get("correct")
-            stored = {"correct": correct} if isinstance(correct, bool) else {}
+            correct, outcome = completion.get("correct"), completion.get("outcome", "ok")
+            require(correct is None or isinstance(correct, bool), f"{place_of_one}: 'correct' is neither true nor false")
+            require(outcome in OUTCOMES, f"{place_of_one}: 'outcome' is none of {', '.join(OUTCOMES)}")
+            stored = {"correct": correct} if correct is not None and outcome == "ok" else {}
             yield place, Generation(name, number, gold, _string(completion, place_of_one, "text"), stored)
 
 
@@ -170,7 +174,8 @@ def _harness(rows: Rows) -> Placed:
         generated = isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)
         require(generated, f"{place}: 'resps' is not [[text, ...]]; only tasks that generate text can be regraded")
         first = documents.setdefault(name, (place, gold, texts, {}))
-        require(first[2] == texts, f"{place}: 'resps' of doc_id {name} differs from {first[0]}; give the file of one run")
+        differing = "'target'" if first[1] != gold else "'resps'" if first[2] != texts else ""
+        require(not differing, f"{place}: {differing} of doc_id {name} differs from {first[0]}; give the file of one run")
         used = row.get("filter", f"filter {len(filters[name]) + 1}")  # old versions do not name the filter
         plain = isinstance(used, str) and len(used) <= LONGEST_FILTER
         require(plain, f"{place}: the filter {repr(used)[:LONGEST_FILTER]} is no text of at most {LONGEST_FILTER} characters")
@@ -179,8 +184,10 @@ def _harness(rows: Rows) -> Placed:
         require(used not in filters[name], f"{place}: doc_id {name} has come before with the filter {used!r}")
         filters[name].append(used)
         for metric in HARNESS_SCORES:
-            if row.get(metric) in (0, 1):
-                first[3][f"{metric},{used}"] = bool(row[metric])
+            score = row.get(metric)
+            require(isinstance(score, int | float | None), f"{place}: {metric!r} is {type(score).__name__}, not a number")
+            if score in (0, 1):
+                first[3][f"{metric},{used}"] = bool(score)
     for name, (place, gold, texts, scores) in documents.items():
         for number, text in enumerate(texts):
             yield place, Generation(name, number, gold, text, {} if number else scores)
@@ -198,7 +205,9 @@ def _harness_gold(row: dict[str, Any], place: str) -> str:
         target = _string(doc, f"{place}: doc", "answer")
     needed = "'target' is no answer: it has no '####', is empty or a whole solution; and 'doc' has no key 'answer'"
     require(target, f"{place}: {needed}")
-    return target.rpartition("####")[2].strip()
+    _, mark, answer = target.rpartition("####")
+    require(not mark or "\n" not in answer.strip(), f"{place}: the target has further lines after the answer")
+    return answer.strip()
 
 
 def _plain(rows: Rows) -> Placed:
@@ -212,12 +221,13 @@ def _plain(rows: Rows) -> Placed:
 
 def _string(row: dict[str, Any], place: str, *keys: str) -> str:
     """Returns a value of a row as a string. The key of the value is the first of `keys` that the row has. Raises ValueError if
-    the row has none of the keys, or if the value is neither a text nor a number."""
+    the row has none of the keys, or if the value is neither a text nor a finite number."""
     key = next((key for key in keys if row.get(key) is not None), None)
     if key is None:
         raise ValueError(f"{place}: the key {' or '.join(map(repr, keys))} is missing")
     value = row[key]
     require(type(value) in (str, int, float), f"{place}: {key!r} is {type(value).__name__}, not text")
+    require(type(value) is not float or math.isfinite(value), f"{place}: {key!r} is {value}, which is no finite number")
     return str(value)
 
 

@@ -35,7 +35,7 @@ from absl import flags, logging
 from igpo_jax.cli import define_json, escape_controls, parse_flags, run_command
 from igpo_jax.grading.answers import extract
 from igpo_jax.rewrite.card import card_lines, make_card, write_card
-from igpo_jax.rewrite.endpoint import Endpoint, Reply, ask_all, require_reply
+from igpo_jax.rewrite.endpoint import NO_KEY, Endpoint, Reply, ask_all, require_reply
 from igpo_jax.runtime.bucket_folders import opened_output
 from igpo_jax.runtime.buckets import small_files
 from igpo_jax.runtime.checks import require
@@ -99,6 +99,7 @@ GRADED_AT_ONCE = 512
 KEPT = ("rewritten", "shortened", "unchanged")
 REJECTED = ("no solution", "unanswered", "refused or empty", "cut off", "no answer", "wrong answer", "grader's time-out",
             "grader's error", "too short", "too long", "not shorter")  # fmt: skip
+CUT_OFF = ("length", "max_tokens", "max_output_tokens", "model_length")  # values of finish_reason, by endpoint
 Judged = tuple[str, str, str]  # outcome, original solution, new solution
 
 
@@ -195,7 +196,7 @@ def judge_replies(records: Sequence[Record], replies: dict[str, Reply], rule: st
             outcome = "no solution"
         elif reply is None:
             outcome = "unanswered"
-        elif reply["finish_reason"] == "length" and not reply["refused"]:
+        elif not reply["refused"] and ((reply["finish_reason"] or "").lower() in CUT_OFF or "<think>" in text):
             outcome = "cut off"
         else:
             outcome = "rewritten" if text and not reply["refused"] else "refused or empty"
@@ -343,7 +344,7 @@ def _endpoint() -> Endpoint | None:
         raise ValueError(f"--endpoint (or OPENAI_BASE_URL) is no address: {error}") from None
     model = MODEL.value or os.environ.get("OPENAI_MODEL", "")
     require(model, "--model=NAME is missing (or OPENAI_MODEL): which of the endpoint's models is to rewrite")
-    key = os.environ.get("OPENAI_API_KEY") or "none"  # a local server needs none
+    key = os.environ.get("OPENAI_API_KEY") or NO_KEY
     if KEY_FILE.value:
         try:
             key = pathlib.Path(KEY_FILE.value).read_text("utf-8").strip()

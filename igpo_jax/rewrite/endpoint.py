@@ -19,6 +19,7 @@ COUNTS = ("prompt_tokens", "completion_tokens", "attempts")
 REPLY_TYPES |= dict.fromkeys(COUNTS[:2], int | None)
 MOST_TEXT = 1 << 20  # bytes of a reply's text in UTF-8
 MOST_REASON = 64  # characters of finish_reason
+NO_KEY = "none"  # a local server needs no key, but openai does
 MOST_COUNT = 1 << 53  # counts must be smaller, so that they are exact even in programs that read them as float64
 
 
@@ -82,12 +83,12 @@ def ask_all(
             try:
                 reply = await _ask(client, endpoint, messages)
             except (openai.AuthenticationError, openai.NotFoundError) as error:
-                raise _Stopped(f"the endpoint does not take these requests: {_reason(error)}") from None
+                raise _Stopped(f"the endpoint does not take these requests: {_reason(error, endpoint.key)}") from None
             except (openai.OpenAIError, ValueError, RecursionError) as error:
                 if isinstance(error, openai.APIStatusError) and error.status_code < 400:
-                    target = _printable(error.response.headers.get("Location", "nowhere"))
+                    target = _printable(error.response.headers.get("Location", "nowhere"), endpoint.key)
                     raise _Stopped(f"the endpoint redirects to {target}; if you trust this address, give it instead") from None
-                unanswered[id] = _reason(error)
+                unanswered[id] = _reason(error, endpoint.key)
                 consecutive_failures += 1
                 unreachable = isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError)
                 if unreachable or getattr(error, "status_code", None) in UNAVAILABLE:
@@ -141,17 +142,19 @@ async def _ask(client, endpoint: Endpoint, messages: Messages) -> Reply:
     return reply
 
 
-def _reason(error: Exception) -> str:
-    """Returns the message of an error as one printable line. Uses the message in the body of the response if there is one,
+def _reason(error: Exception, key: str) -> str:
+    """Returns the message of an error as one printable line without the endpoint's key. Uses the message in the body of the response if there is one,
     because the openai library's own message repeats the whole body."""
     status, body = getattr(error, "status_code", None), getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
     cause = error.__cause__ if str(error) == "Connection error." else None  # only the cause says why
-    text = _printable(f"{message if message and isinstance(message, str) else error} {cause or ''}")
+    text = _printable(f"{message if message and isinstance(message, str) else error} {cause or ''}", key)
     return f"{status}: {text}" if status else text
 
 
-def _printable(text: str) -> str:
+def _printable(text: str, key: str) -> str:
     """Returns the first 200 characters of a text as one printable line. Replaces control characters and lone surrogates with
-    question marks. Lone surrogates cannot be encoded as UTF-8, so they could not be written to a file."""
+    question marks. Lone surrogates cannot be encoded as UTF-8, so they could not be written to a file. Replaces the endpoint's
+    key with [key], because error messages may repeat the request, and cards may be published."""
+    text = text.replace(key, "[key]") if key not in ("", NO_KEY) else text
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split())[:200])

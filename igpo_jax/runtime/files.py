@@ -1,6 +1,7 @@
 """Utilities for files: atomic writes, strict JSON, protection against untrusted files, and a check that an output folder is
 reused only with equal settings."""
 
+import collections
 import contextlib
 import errno
 import fcntl
@@ -30,24 +31,32 @@ MOST_HOLES = 1000  # of a sparse file
 MAX_NESTED = 64  # most levels in a JSON value; the limit exists because recursive code needs a stack frame per level
 
 
-def parse_json(content: str | bytes, place: object, **options) -> Any:
-    """Returns the value of untrusted JSON. `options` are passed to json.loads. Bytes may begin with a byte order mark. Raises a
-    ValueError whose message names `place` if the text is not UTF-8, is not valid JSON, is nested too deeply, or contains a
+def parse_json(content: str | bytes, place: object) -> Any:
+    """Returns the value of untrusted JSON. Bytes may begin with a byte order mark. Raises a ValueError whose message names
+    `place` if the text is not UTF-8, is not valid JSON, has a key twice in one object, is nested too deeply, or contains a
     number with thousands of digits."""
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        value = json.loads(text, **options)
+        value = json.loads(text, object_pairs_hook=_object)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")  # raises for an escaped lone surrogate
         if text.count("[") + text.count("{") > MAX_NESTED and _depth(value) > MAX_NESTED:
             raise RecursionError
     except UnicodeError as error:
         raise ValueError(f"{place}: not UTF-8 ({error})") from None
-    except ValueError as error:  # a JSONDecodeError, or a number with too many digits
+    except ValueError as error:  # a JSONDecodeError, a repeated key, or a number with too many digits
         raise ValueError(f"{place}: not JSON ({error})") from None
     except RecursionError:
         raise ValueError(f"{place}: not JSON (more than {MAX_NESTED} levels)") from None
     return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):  # json would keep the last value, and a reader of the file sees the first
+        repeated = collections.Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {repr(repeated)[:100]} is given twice")
+    return values
 
 
 def _depth(value: Any) -> int:

@@ -16,7 +16,7 @@ import math
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from igpo_jax.runtime.buckets import local_file
@@ -111,7 +111,8 @@ def _parsed(file: pathlib.Path, path: str) -> Parsed:
     with contextlib.closing(_unpacked(file) if compressed else file.open("rb")) as stream:
         try:
             _skip_byte_order_mark(stream, path)
-            yield from _csv(stream, path) if kind == ".csv" else _json(stream, path, kind == ".json")
+            most = max(2 * MOST_PROBLEMS, file.stat().st_size)  # lines; text has more than a byte per line, even compressed
+            yield from _csv(stream, path, most) if kind == ".csv" else _json(stream, path, kind == ".json", most)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: no complete gzip file ({first_line(error)})") from None
 
@@ -156,24 +157,34 @@ def _skip_byte_order_mark(stream: Any, path: str) -> None:
         raise ValueError(f"{path}: not text but a gzip file; its name must end in .gz, such as .jsonl.gz")
 
 
-def _json(stream: Any, path: str, is_array: bool) -> Parsed:
+def _counted(lines: Iterable[Any], path: str, most: int) -> Iterator[tuple[int, Any]]:
+    """Yields (number, line) with numbers from 1. Raises ValueError if there are more than `most` lines. A small compressed file
+    may have many million blank lines, which would take minutes to read."""
+    for number, line in enumerate(lines, start=1):
+        if number > most:
+            raise ValueError(f"{path}, line {number}: more than {most} lines in such a small file; unpack it first")
+        yield number, line
+
+
+def _json(stream: Any, path: str, is_array: bool, most: int) -> Parsed:
     """Yields the rows of a JSON file that has one object per line, or contains an array of objects. Content that does not begin
     with a bracket is read line by line. If it begins with a bracket and `is_array` is True (for a .json file), it is read as an
     array, and an invalid array raises ValueError. If it begins with a bracket and `is_array` is False, it is read as an array
-    only if it is a valid array of objects, and otherwise line by line."""
-    lines = enumerate(iter(lambda: stream.readline(MOST_BYTES + 1), b""), start=1)
+    only if it is a valid array of objects, and otherwise line by line. `most` is the maximum number of lines."""
+    lines = _counted(iter(lambda: stream.readline(MOST_BYTES + 1), b""), path, most)
     number, line = next(((number, line) for number, line in lines if line.strip()), (1, b""))
     if line.lstrip().startswith(b"["):
         content = line + stream.read()
         array = None
         with contextlib.nullcontext() if is_array else contextlib.suppress(ValueError):
-            array = parse_json(_decoded(content, path, number), path, object_pairs_hook=_object)
+            array = parse_json(_decoded(content, path, number), path)
         if array is not None and (is_array or all(isinstance(row, dict) for row in array)):
             for entry, row in enumerate(array):
                 place = f"{path}, entry {entry} (from 0)"
                 yield place, entry, row if isinstance(row, dict) else ValueError(f"{place}: not a JSON object")
             return
-        lines = enumerate(io.BytesIO(content), start=number)  # bytes.splitlines also splits at a carriage return
+        begin = number - 1
+        lines = ((begin + n, line) for n, line in _counted(io.BytesIO(content), path, most))  # splitlines also splits at \r
     else:
         lines = itertools.chain([(number, line)], lines)
     for number, line in lines:
@@ -188,29 +199,20 @@ def _json(stream: Any, path: str, is_array: bool) -> Parsed:
 
 def _json_object(line: bytes, place: str) -> Row | ValueError:
     try:
-        row = parse_json(line, place, object_pairs_hook=_object)
+        row = parse_json(line, place)
     except ValueError as error:
         return error
     return row if isinstance(row, dict) else ValueError(f"{place}: not a JSON object")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> Row:
-    """Builds a dict from the (key, value) pairs of a JSON object. Raises ValueError if a key occurs twice with different
-    values."""
-    row: Row = {}
-    for key, value in pairs:
-        if key in row and row[key] != value:
-            raise ValueError(f"the key {key!r} is given twice, with different values")
-        row[key] = value
-    return row
-
-
-def _csv(stream: Any, path: str) -> Parsed:
-    """Yields the rows of a file of comma-separated values. The first line that is not blank contains the column names."""
+def _csv(stream: Any, path: str, most: int) -> Parsed:
+    """Yields the rows of a file of comma-separated values. The first line that is not blank contains the column names. `most`
+    is the maximum number of lines."""
     csv.field_size_limit(MOST_BYTES)
     # A line may also end with \r alone, as in old files.
     decoded = (_decoded(line, path, number) for number, line in numbered_lines(stream, path))
-    reader = csv.reader((part for text in decoded for part in re.split(r"(?<=\r)(?!\n)", text)), strict=True)
+    parts = (match[0] for text in decoded for match in re.finditer(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+", text))
+    reader = csv.reader((part for _, part in _counted(parts, path, most)), strict=True)
     names: list[str] = []
     while True:
         place = f"{path}, line {reader.line_num + 1}"
@@ -272,7 +274,11 @@ def _parquet_rows(file: pathlib.Path, table: Any) -> Iterator[Row]:
     for batch in table.iter_batches(max(1, min(PARQUET_ROWS, PARQUET_BATCH // max(1, largest)))):
         size += batch.nbytes
         _require_unpacked(file, size)
-        yield from batch.to_pylist()
+        try:
+            rows = batch.to_pylist()
+        except (LookupError, ValueError) as error:  # an unknown time zone, or a struct with two fields of one name
+            raise ValueError(f"{file}: a column has values for which Python has no type ({first_line(error)})") from None
+        yield from rows
 
 
 def _array_record(file: pathlib.Path, path: str) -> Parsed:

@@ -6,8 +6,10 @@ Several sources are separated by commas. The files are read by `rows.read_rows`.
 import collections
 import dataclasses
 import logging
+import math
 import pathlib
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -24,11 +26,13 @@ log = logging.getLogger(__name__)
 # made to exhaust the memory, and give no hints from the part that may show the answer.
 MOST_SEARCHED, MOST_SPANS = 1 << 20, 1000
 MOST_SPANS_IN_ALL = 1 << 24  # of all solutions; a place takes about 170 bytes
+THINK = re.compile("</?think>")
 ANNOTATION = re.compile(r"<<[^<>]*>>")  # GSM8K's calculator calls
 STRIPPED = re.compile(r"\S(?:.*\S)?", re.DOTALL)
 METAMATH_TYPES = ("GSM_AnsAug", "MATH_AnsAug")
 # Marks of a missing answer. Answers in words, such as \\text{None} or "no solution", are not in this list.
 PLACEHOLDERS = {"n/a", "nan", "none", "not found", "notfound", "null", "proof"}
+INFINITE = (math.inf, -math.inf)  # JSON may have the numbers Infinity and 1e400
 MARKUP = re.compile(r"\\(?:boxed|fbox|text|mathrm|left|right|[,;:!~ ])|(?<!\\)[{}]|[\s$~.,;]")
 
 GSM8K_ANSWER = re.compile(r"(?:^|\s)####\s*\S")  # the last line of a solution in a file of GSM8K
@@ -131,7 +135,7 @@ def load_sources(
             count.rows += 1
             try:
                 record = FORMATS[kind](row, fields)
-                if not any(character.isprintable() and character != " " for character in record.question):
+                if not _is_visible(record.question):
                     raise Dropped("without a question")
                 _require_answer(record.answer)
                 if kind == "metamath" and record.question in metamath_questions:
@@ -185,17 +189,18 @@ def _text(row: dict[str, Any], name: str) -> str:
     value = row[name]
     if type(value) is float and value.is_integer() and abs(value) < 2**53:
         value = int(value)  # pandas writes whole numbers as 5.0 if another row has none
-    value = str(value) if type(value) in (int, float) and not is_null(value) else value
+    value = str(value) if type(value) is int or (type(value) is float and math.isfinite(value)) else value
     if not isinstance(value, str):
-        raise TypeError(f"the field {name!r} is {'null' if is_null(value) else type(value).__name__}, not text")
+        kind = "null" if is_null(value) else "infinite" if value in INFINITE else type(value).__name__
+        raise TypeError(f"the field {name!r} is {kind}, not text")
     value.encode("utf-8")  # raises for an escaped lone surrogate
     return value.strip()
 
 
 def _answer(row: dict[str, Any], name: str) -> str:
-    """Returns the answer in the column `name` of a row. Raises `Dropped` if the answer is null. Raises TypeError if the column
+    """Returns the answer in the column `name` of a row. Raises `Dropped` if the answer is null or infinite. Raises TypeError if the column
     contains a whole solution instead of an answer, because no completion would match it."""
-    if is_null(row[name]):
+    if is_null(row[name]) or row[name] in INFINITE:
         raise Dropped("without an answer")
     answer = _text(row, name)
     if GSM8K_ANSWER.search(answer):
@@ -219,10 +224,15 @@ def _solution(row: dict[str, Any], name: str) -> str:
     return _text(row, name) if row.get(name) and not is_null(row[name]) else ""
 
 
+def _is_visible(text: str) -> bool:
+    """Returns whether a text has a character besides spaces, control characters, and combining marks such as accents."""
+    return any(c.isprintable() and c != " " and not unicodedata.category(c).startswith("M") for c in text)
+
+
 def _require_answer(answer: str) -> None:
-    """Raises `Dropped` if an answer is empty or a placeholder such as "n/a". A completion could match such an answer without
-    solving the problem."""
-    if not MARKUP.sub("", answer):
+    """Raises `Dropped` if an answer is empty, invisible or a placeholder such as "n/a". A completion could match such an answer
+    without solving the problem."""
+    if not _is_visible(MARKUP.sub("", answer)):
         raise Dropped("without an answer")
     if answer.casefold() in PLACEHOLDERS:
         raise Dropped(f"with {answer.casefold()!r} for an answer")
@@ -247,13 +257,15 @@ def _spans_or_whole(solution: str, answer: str) -> tuple[Span, ...]:
 
 def _gsm8k(row: dict[str, Any], fields: dict[str, str]) -> Record:
     """Reads a row of GSM8K with the keys question and answer, or problem and raw_answer. The final answer is the text after the
-    last ####."""
+    last ####. A row with further lines after the answer is dropped."""
     names = ("question", "answer") if "question" in row else ("problem", "raw_answer")
     question, response = (_text(row, name) for name in names)
     solution, separator, answer = response.rpartition("####")
     if not separator:
         raise TypeError("the answer has no #### line")
     solution, answer = ANNOTATION.sub("", solution).strip(), answer.strip()
+    if "\n" in answer:
+        raise Dropped("with further lines after the answer")
     response = ANNOTATION.sub("", response)
     return Record(_id(row), question, answer, solution, _spans(solution, answer), response)
 
@@ -314,11 +326,12 @@ def _openr1(row: dict[str, Any], fields: dict[str, str]) -> Record:
         isinstance(mark, bool | None) and isinstance(text, str | None) for mark, text in zip(marks, traces, strict=True)
     ):
         raise TypeError("generations must have texts, and correctness_math_verify true or false")
-    right = [text for text, correct in zip(traces, marks, strict=True) if correct and text]
+    right = [text for text, correct in zip(traces, marks, strict=True) if correct]
+    right = [text for text in right if text and _is_visible(THINK.sub("", text))]
     if not right:
         raise Dropped("without a correct trace")
     response = min(right, key=len).strip()
-    solution = re.sub(r"</?think>", "", response).strip()
+    solution = THINK.sub("", response).strip()
     return Record(_id(row, "uuid"), question, answer, solution, _spans_or_whole(solution, answer), response)
 
 

@@ -2,7 +2,6 @@
 file consists of the length of the header (8 bytes), a JSON header, and the data. Orbax reads the values (folders.py) but does
 not check the headers, so this module checks them."""
 
-import collections
 import fnmatch
 import json
 import math
@@ -84,12 +83,6 @@ def _read_header(file: pathlib.Path) -> dict[str, Stored]:
     def fail(reason: str) -> NoReturn:
         raise ValueError(f"{file}: {reason}")
 
-    def without_repetition(pairs):
-        names = [name for name, _ in pairs]
-        if len(set(names)) < len(names):
-            fail(f"the header has {collections.Counter(names).most_common(1)[0][0][:100]!r} twice")
-        return dict(pairs)
-
     require_file(file)
     size = size_of(file)
     length = int.from_bytes(read_range(file, 0, 8), "little")
@@ -99,7 +92,7 @@ def _read_header(file: pathlib.Path) -> dict[str, Stored]:
         fail(f"a header of {length} bytes; the format allows {MOST_HEADER}")
     if isinstance(file, pathlib.Path):
         require_stored(file)
-    header = parse_json(read_range(file, 8, 8 + length), f"{file}: the header", object_pairs_hook=without_repetition)
+    header = parse_json(read_range(file, 8, 8 + length), f"{file}: the header")
     if not isinstance(header, dict):
         fail("the header is not a JSON object")
     header.pop("__metadata__", None)

@@ -57,6 +57,37 @@ def test_values_that_no_run_writes_are_refused(changes, message, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+FINISHED = {"updates": 2, "after_rl": {"accuracy": 0.5}}
+
+
+@pytest.mark.parametrize("name, change, message", [
+    ("metrics", lambda lines: lines * 2, "metrics.jsonl:4: step 1 of the stage rl comes after step 2"),
+    ("metrics", lambda lines: lines[:-1], "metrics.jsonl: the last step is 1, but the run finished with update 2"),
+    ("evaluations", lambda lines: lines[::-1], "evaluations.jsonl:2: step 1 of the stage rl comes after step 2"),
+    ("evaluations", lambda lines: lines[:-1], "evaluations.jsonl:2: the last step is 1, but the run finished with update 2"),
+    ("evaluations", lambda lines: [*lines[:2], lines[2].replace("[1,", "[0,")],
+     "evaluations.jsonl:3: the accuracy 0.0 is not the 0.5 of result.json"),
+])  # fmt: skip
+def test_logs_that_lost_or_repeat_lines_are_refused(name, change, message, tmp_path):
+    written(tmp_path, FINISHED)
+    rows = {"metrics": [ROLLOUT, {"step": 1, "stage": "rl", "eval/accuracy": 0.5}, ROLLOUT | {"step": 2}]}
+    rows["evaluations"] = [{"step": n, "stage": stage, "correct": [1, 0]} for n, stage in ((1, "sft"), (1, "rl"), (2, "rl"))]
+    lines = {log: [json.dumps(row) + "\n" for row in of_log] for log, of_log in rows.items()}
+    for log, of_log in lines.items():
+        (tmp_path / f"{log}.jsonl").write_text("".join(of_log))
+    assert read_run_numbers(tmp_path).prompts.tolist() == [8, 16]
+    (tmp_path / f"{name}.jsonl").write_text("".join(change(lines[name])))
+    with pytest.raises(ValueError, match=message) as raised:
+        read_run_numbers(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("accuracy", [None, "0.5", [], 10**400, float("nan"), 0.25])
+def test_an_accuracy_that_the_verdicts_do_not_have_is_refused(accuracy, tmp_path):
+    with pytest.raises(ValueError, match=r"evaluations.jsonl:1: the accuracy 0.5 is not the .* of result.json"):
+        read_run_numbers(written(tmp_path, {"after_rl": {"accuracy": accuracy}}))
+
+
 @pytest.mark.parametrize("spent, seconds", [(12, 12.0), (10**400, None), ("x", None), (float("nan"), None)])
 def test_a_training_time_that_is_no_time_is_unknown(spent, seconds, tmp_path):
     assert seconds_of(written(tmp_path, {"wall_seconds": {"rl": spent}})) == seconds

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import signal
@@ -109,6 +110,19 @@ def test_an_evaluation_is_graded_by_its_protocols_rule(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_completion_that_an_evaluation_could_not_grade_has_no_stored_verdict(tmp_path):
+    file = evaluation(tmp_path / "sums") / "sums.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[0]["completions"][0] |= {"correct": False, "outcome": "timeout"}
+    del rows[1]["completions"][0]["outcome"]  # as in earlier versions
+    first, second, third, *_ = read_generations(write_lines(file, rows))
+    assert (first.stored, second.stored, third.stored) == ({}, {"correct": False}, {"correct": True})
+    for key, value in (("correct", "yes"), ("outcome", "fine")):
+        changed = [*rows[:2], rows[2] | {"completions": [rows[2]["completions"][0] | {key: value}]}]
+        with pytest.raises(ValueError, match=rf"sums.jsonl, line 3: completions\[0\]: '{key}' is n"):
+            read_generations(write_lines(file, changed))
+
+
 def test_a_file_of_the_harness_has_a_row_per_filter_but_its_texts_once(tmp_path):
     docs = [gsm8k(gold, text) for gold, text in CASES]
     file = write_lines(tmp_path / "samples_gsm8k_2025-09-01T10-00-00.000000.jsonl", harness_rows(docs))
@@ -244,6 +258,11 @@ def test_a_report_names_graders_stored_scores_and_all_disagreements(tmp_path):
     (harness_rows([({"solution": "One.\nTwo."}, "One.\nTwo.", ["text"])]), "line 1: 'target' is no answer"),
     (harness_rows([gsm8k("7", "text")], ["none", "none"]), "line 2: doc_id 0 has come before with the filter 'none'"),
     ([*harness_rows([gsm8k("7", "a")], ["x"]), *harness_rows([gsm8k("7", "b")], ["y"])], "line 2: 'resps' of doc_id 0 differs"),
+    ([*harness_rows([gsm8k("7", "a")], ["x"]), *harness_rows([gsm8k("8", "a")], ["y"])], "line 2: 'target' of doc_id 0 differs"),
+    (harness_rows([gsm8k("7", "a")], exact_match="yes"), "line 1: 'exact_match' is str, not a number"),
+    (harness_rows([gsm8k("7\nextra", "a")]), "line 1: the target has further lines after the answer"),
+    ([{"gold": math.nan, "text": "7"}], "line 1: 'gold' is nan, which is no finite number"),
+    ([{"gold": math.inf, "text": "7"}], "line 1: 'gold' is inf, which is no finite number"),
     ([{"resps": [["a"]], "target": "7"}], "line 1: the key 'doc_id' is missing"),
     (harness_rows([gsm8k("7", "a")], map(str, range(3000))), "line 17: '16' is filter 17 of the file; at most 16"),
     (harness_rows([gsm8k("7", "a")], ["x" * 101]), "line 1: the filter 'xx"), (harness_rows([gsm8k("7", "a")], [7]), "the filter 7 is no text"),

@@ -11,6 +11,7 @@ from igpo_jax.evaluate.benchmark import compare
 from igpo_jax.evaluate.generations import read_generations
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.runtime.files import as_json_lines
+from igpo_jax.tasks.problem import problems_fingerprint
 
 PROBLEMS = 4
 
@@ -145,4 +146,22 @@ def test_comparisons_and_graders_refuse_repeated_and_missing_problems(file, tmp_
     for folder in (one, other):
         (folder / "sums.jsonl").write_text(as_json_lines(rows[:-1]))
     with pytest.raises(ValueError, match=f"sums.jsonl: {PROBLEMS - 1} rows for {PROBLEMS} problems; run its evaluation again"):
+        compare(one, other)
+
+
+@pytest.mark.parametrize("has_fingerprint", [True, False])
+@pytest.mark.parametrize("key", ["question", "answer"])
+def test_rows_of_other_problems_with_the_same_ids_are_not_compared(key, has_fingerprint, file, tmp_path):
+    one, other = (finished(file, tmp_path / name) for name in ("one", "other"))
+    rows = read_rows(file)
+    for folder in (one, other) if has_fingerprint else ():
+        card = json.loads((folder / "card.json").read_text())
+        card["protocol"]["sums"]["data"] = problems_fingerprint((row["id"], row["question"], row["answer"]) for row in rows)
+        (folder / "card.json").write_text(json.dumps(card))
+    assert compare(one, other)["sums"]["problems"] == PROBLEMS
+    rows[1][key] = "another"
+    for folder in (one, other) if has_fingerprint else (other,):  # both have the same wrong problems
+        (folder / "sums.jsonl").write_text(as_json_lines(rows))
+    message = "one/sums.jsonl: other problems than those of the protocol" if has_fingerprint else "hold other problems than"
+    with pytest.raises(ValueError, match=message):
         compare(one, other)

@@ -421,8 +421,8 @@ def test_without_plotly_there_is_a_warning_and_no_report(tmp_path, monkeypatch, 
 
 
 def test_answers_without_a_verdict_are_counted_on_the_page(tmp_path):
-    counted = {**rl_row(8), "grading/late": 2.0, "grading/broken": 1200.0}, {**eval_row(10, "rl", 0.6), "eval/ungraded": 3}
-    rows = [*RUN, *counted, {**rl_row(9), "grading/late": None}]
+    counted = {**rl_row(11), "grading/late": 2.0, "grading/broken": 1200.0}, {**eval_row(11, "rl", 0.6), "eval/ungraded": 3}
+    rows = [*RUN, *counted, {**rl_row(12), "grading/late": None}]
     [card] = [card for card in headline(rows) if card[0] == "Answers without a verdict"]
     assert card[1:] == ("1,205", "late 2, reward function failed 1,200, in evaluations 3")
     write_run(tmp_path / "one", rows)

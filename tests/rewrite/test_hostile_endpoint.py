@@ -255,6 +255,19 @@ def test_the_message_of_an_error_becomes_one_printable_line(body):
     assert reason_of(body.encode(), status=400).startswith("400: ")
 
 
+@pytest.mark.parametrize("status, headers, said", [
+    (400, (), "bad key Bearer s3cret"),
+    (401, (), "bad key s3cret."),
+    (400, (), "x" * 190 + " s3cret"),  # its beginning would remain if the message were cut first
+    (307, ("Location: http://127.0.0.1:9/v1?key=s3cret",), ""),
+])  # fmt: skip
+def test_no_reason_repeats_the_key(status, headers, said):
+    body = json.dumps({"error": {"message": said}}).encode()
+    _, unanswered, stopped = ask(lambda send, _: send(message(body, *headers, status=status)))
+    told = "".join([*unanswered.values(), stopped])
+    assert "s3" not in told and ("[key" in told or "xxx" in told)
+
+
 @pytest.mark.parametrize("value", ["Mon, 01 Jan 99999999999 00:00:00 GMT", "9" * 5000, "nan", "-1", "1e999", "\xff"])
 def test_a_strange_retry_after_is_no_crash(value):
     answered = message(b"{}", f"Retry-After: {value}", status=503)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -14,9 +15,9 @@ import commands
 import qwen_files
 from igpo_jax.grading.answers import extract
 from igpo_jax.grading.equality import equal
-from igpo_jax.rewrite.__main__ import KEPT, read_replies
+from igpo_jax.rewrite.__main__ import KEPT, judge_replies, read_replies
 from igpo_jax.rewrite.endpoint import Endpoint, ask_all
-from igpo_jax.tasks.sources import load_sources
+from igpo_jax.tasks.sources import Record, load_sources
 from igpo_jax.tokenizers import train_sentencepiece
 
 HELPERS = pathlib.Path(__file__).parents[1] / "helpers"
@@ -331,6 +332,22 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path, tokenizer, start):
     assert "--model=NAME is missing" in error_of(run(tmp_path, tokenizer, endpoint=f"http://127.0.0.1:{port}/v1"))
     assert "404" in error_of(run(tmp_path, tokenizer, port, endpoint=f"http://127.0.0.1:{port}", output=tmp_path / "2"))
     assert "--fields has 'frage'" in error_of(run(tmp_path, tokenizer, fields="frage"))
+
+
+@pytest.mark.parametrize("text, reason, outcome", [
+    ("<think>Hm.</think> It is $\\boxed{5}$.", "stop", "rewritten"), ("$\\boxed{5}$", None, "rewritten"),
+    ("<think>\\boxed{5}", "stop", "cut off"), ("<think>a</think> <think>$\\boxed{5}$", "stop", "cut off"),
+    ("$\\boxed{5}$", "length", "cut off"), ("$\\boxed{5}$", "max_tokens", "cut off"), ("$\\boxed{5}$", "MAX_TOKENS", "cut off"),
+])  # fmt: skip
+def test_a_reply_that_ends_too_early_is_cut_off(text, reason, outcome):
+    record = Record("p", "2+3?", "5", "Two and three are 5.", (), "")
+    reply = {"id": "p", "text": text, "refused": False, "finish_reason": reason}
+
+    def pool(answers):
+        return [types.SimpleNamespace(outcome="ok", reward=1.0) for _ in answers]
+
+    [(found, _, _)] = judge_replies([record], {"p": reply}, "box", pool)
+    assert found == outcome
 
 
 def reply_of(id: str) -> bytes:

@@ -9,7 +9,15 @@ import threading
 
 import pytest
 
-from igpo_jax.runtime.files import MOST_BYTES, atomic_write, is_inside, open_without_links, read_json, require_same_identity
+from igpo_jax.runtime.files import (
+    MOST_BYTES,
+    atomic_write,
+    is_inside,
+    open_without_links,
+    parse_json,
+    read_json,
+    require_same_identity,
+)
 from igpo_jax.runtime.locks import locked
 
 
@@ -148,3 +156,9 @@ def test_results_of_another_command_are_not_replaced(tmp_path):
     assert names(tmp_path) == ["card.json"]
     (tmp_path / "settings.json").write_text('{"a": 1}')
     require_same_identity(tmp_path / "settings.json", {"a": 1}, "rewriting", ["card.json"])
+
+
+@pytest.mark.parametrize("content", ['{"draws": 1, "draws": 16}', '[{"a": {"draws": 1, "b": 2, "draws": 1}}]'])
+def test_a_key_that_an_object_has_twice_is_refused(content):
+    with pytest.raises(ValueError, match=r"^a.json: not JSON \(the key 'draws' is given twice\)$"):
+        parse_json(content, "a.json")

@@ -6,6 +6,7 @@ import json
 import pathlib
 import random
 import time
+import tracemalloc
 
 import pytest
 from ml_collections import ConfigDict
@@ -300,6 +301,44 @@ def test_a_compressed_file_cannot_fill_the_memory(name, content, tmp_path, monke
     texts = [{"question": hex(random.getrandbits(200)), "answer": "1"} for _ in range(2000)]
     (tmp_path / "true.jsonl.gz").write_bytes(gzip.compress(lines(texts)))
     assert [row for *_, row in read_rows(str(tmp_path / "true.jsonl.gz"))] == texts
+
+
+@pytest.mark.parametrize("name, content", [
+    ("blank.csv.gz", b"question,answer\nq,5\n" + b"\n" * 10**5),
+    ("commas.csv.gz", b",\r" * 10**5),
+    ("quoted.csv.gz", b'question,answer\nq,"' + b"\n" * 10**5 + b'"\n'),
+    ("blank.jsonl.gz", b'{"question": "1"}\n' + b"\n" * 10**5),
+])  # fmt: skip
+def test_the_lines_of_a_compressed_file_are_counted_even_blank_ones(name, content, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "MOST_PROBLEMS", 5000)
+    file = tmp_path / name
+    file.write_bytes(gzip.compress(content))
+    with pytest.raises(ValueError, match=f"{name}, line 10001: more than 10000 lines in such a small file; unpack it first"):
+        list(read_rows(str(file)))
+
+
+def test_a_long_line_with_many_carriage_returns_is_split_as_it_is_read(tmp_path):
+    file = tmp_path / "old.csv"
+    file.write_bytes(b"question,answer\r" + b"q,5\r" * 10**5)
+    found = read_rows(str(file))
+    tracemalloc.start()
+    assert next(found)[2] == {"question": "q", "answer": "5"}
+    assert tracemalloc.get_traced_memory()[1] < 4 * file.stat().st_size
+    tracemalloc.stop()
+    assert sum(1 for _ in found) == 10**5 - 1
+
+
+@pytest.mark.parametrize("column", ["zone", "offset", "twice"])
+def test_a_parquet_column_that_python_cannot_represent_is_refused(column, tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    zones = {"zone": "Nowhere/City", "offset": "+99:99"}
+    if column in zones:
+        values = pyarrow.array([1], pyarrow.timestamp("us", tz=zones[column]))
+    else:
+        values = pyarrow.StructArray.from_arrays([pyarrow.array([1])] * 2, names=["a", "a"])
+    file = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"question": ["q"], "answer": ["5"], "unused": values}), file)
+    assert "rows.parquet: a column has values for which Python has no type" in message_of(list, read_rows(str(file)))
 
 
 def test_a_column_that_repeats_one_text_cannot_fill_the_memory(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -76,6 +77,8 @@ def test_where_any_solution_gives_its_answer_away(answer, solution, found, tmp_p
 
 @pytest.mark.parametrize("answer, reason", [
     ("", "without an answer"), (r"\boxed{}", "without an answer"), ("$ $", "without an answer"), (r"\text{ }.", "without an answer"),
+    (math.inf, "without an answer"), (-math.inf, "without an answer"), ("\u200b", "without an answer"), ("\u0301", "without an answer"),
+    ("\x07", "without an answer"), ("$\u200b$", "without an answer"),
     ("NaN", "with 'nan' for an answer"), ("proof", "with 'proof' for an answer"), ("N/A", "with 'n/a' for an answer"),
     ("None", "with 'none' for an answer"), ("not found", "with 'not found' for an answer"),
 ])  # fmt: skip
@@ -86,6 +89,17 @@ def test_rows_without_an_answer_are_dropped(answer, reason, tmp_path):
     ]
     records, [count] = records_of("math", rows, tmp_path)
     assert len(records) == 4 and count.dropped == {reason: 1}
+
+
+def test_a_number_of_gsm8k_is_the_whole_rest_of_its_row(tmp_path):
+    rows = [{"question": "q", "answer": answer} for answer in ("Add.\n#### 5 \n", "Add.\n#### 5\nextra line")]
+    [record], [count] = records_of("gsm8k", rows, tmp_path)
+    assert record.answer == "5" and count.dropped == {"with further lines after the answer": 1}
+
+
+def test_a_question_that_is_an_infinite_number_is_named(tmp_path):
+    with pytest.raises(ValueError, match="the field 'problem' is infinite, not text"):
+        records_of("math", [{"problem": math.inf, "answer": "5"}], tmp_path)
 
 
 def test_math_and_its_last_box(tmp_path):
@@ -142,6 +156,18 @@ def write_array_record(rows, path):
     for row in rows:
         writer.write(json.dumps(row).encode())
     writer.close()
+
+
+@pytest.mark.parametrize("blank", ["", None, "   ", "<think> </think>"])
+def test_openr1_takes_no_blank_trace(blank, tmp_path):
+    row = {
+        "problem": "p",
+        "answer": "4",
+        "generations": [blank, "It is 4, as 2 and 2 are 4."],
+        "correctness_math_verify": [True, True],
+    }
+    [record], _ = records_of("openr1", [row], tmp_path)
+    assert record.solution == "It is 4, as 2 and 2 are 4."
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "parquet", "array_record"])
