@@ -12,7 +12,7 @@ MAX_STATED_CHARS = 200  # length limit for a text that is an answer as a whole
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{?")
 BARE = re.compile(r"[-−]?\\?\$?(?:\d[^\s$\\{}]*|[a-zA-Z](?![a-zA-Z]))")  # content of a box without braces
 SPECIAL = re.compile(r"<\|[^<>|]{1,40}\|>")
-MARKDOWN = re.compile(rf"{BOLD}|(?<!\w)__(?=\w)|(?<=\w)__(?!\w)")
+UNDERLINED = re.compile(r"(?<!\w)__(?=\w)|(?<=\w)__(?!\w)")
 TAG = re.compile(r"<answer>(.*?)(?=</|<answer>|$)", re.DOTALL | re.IGNORECASE)
 PLACEHOLDER = re.compile(r"[\s.…]*|<[^<>]*>|\\l?dots")  # content of a box that is no answer
 HASHES = re.compile(r"####[ \t]*([^#\n]+)")
@@ -104,7 +104,7 @@ def extract(text: str, rule: str) -> str | None:
     if the first two items (rule number) or the first three items (rule any) do not exist. The answer is then the whole line,
     which equals only the identical text."""
     text = SPECIAL.sub(" ", re.sub(r"\s{20,}", "\n", text[-TAIL_CHARS:]))
-    text = MARKDOWN.sub("", text) if "**" in text or "__" in text else text
+    text = UNDERLINED.sub("", BOLD.sub(r"\1", text)) if "**" in text or "__" in text else text
     if rule != "box":
         text = text.rpartition("</think>")[2] if text[-9:] != "</think>" else text
         text = re.sub(r"<<[^<>]*>>", "", text) if "<<" in text else text  # GSM8K's calculator

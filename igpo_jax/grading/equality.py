@@ -115,8 +115,9 @@ def _equal_values(gold: Answer, answer: Answer) -> bool:
     if gold.kind == "formula":
         if "=" in one and "=" in other:
             return _equal_equations(one, other)
-        sides = [side for text in (one, other) for side in text.split("=") if not is_name(side.strip()) or side in (one, other)]
-        return all(_equal_formulas(sides[0], side) for side in sides[1:])  # (x+1)^2 = x^2+2x+1
+        sides = [text.split("=") for text in (one, other)]
+        values = [side for part in sides for side in [s for s in part if not is_name(s.strip())] or part[-1:]]  # xy is not x = y
+        return all(_equal_formulas(values[0], side) for side in values[1:])  # (x+1)^2 = x^2+2x+1
     if gold.kind in ("list", "set", "union"):
         return _in_any_order(gold.items, answer.items)
     if gold.kind == "clock":

@@ -14,7 +14,9 @@ MAX_DEPTH = 8  # of nested brackets
 MAX_ITEMS = 400  # of a list
 UNICODE = {symbol: f"{written} " for symbol, written in zip(WORDS["unicode"][::2], WORDS["unicode"][1::2], strict=True)}
 SUPERSCRIPTS = str.maketrans("²³", "23")
-BOLD = r"(?<![\w)}\]|!'])\*\*+|\*\*+(?![-+]?\.?[\w({\\|\[])"  # Markdown, but not the power of x**-2
+BOLD = re.compile(
+    r"(?<![\w)}\]|!'*])\*\*+(?=[^\s*])((?:(?!\*\*|\n\n)[\s\S])*+)(?<=[^\s*])\*\*+|^\s*\*\*+|\*\*+\s*$"
+)  # not x**2
 FUNCTIONS, GREEK = set(WORDS["functions"]), set(WORDS["greek"])
 SYMBOLS = FUNCTIONS | GREEK | set(WORDS["symbols"])
 TEXT = re.compile(
@@ -125,8 +127,8 @@ def normalize(text: str) -> str:
     text = re.sub("[²³]{2,}", lambda m: f"^{{{m[0].translate(SUPERSCRIPTS)}}}", text)
     text = "".join(UNICODE.get(c, c) for c in re.sub(r"√\s*(\w+)", r"\\sqrt{\1}", text))
     text = re.sub(r"\{\s*\\(?:rm|bf|it|tt|sf)\s+([^{}]*)\}", r"\\text{\1}", text)
-    text = re.sub(rf"{BOLD}|^\s*(?:__|`+)|(?:__|`+)\s*$", "", text)
-    text = re.sub(r"\\(?:boxed|fbox)(?![a-zA-Z])", "", text)
+    text = re.sub(r"^\s*(?:__|`+)|(?:__|`+)\s*$", "", BOLD.sub(r"\1", text))
+    text = re.sub(r"\\(?:boxed|fbox)(?![a-zA-Z])", " ", text)
     text = re.sub(r"\\\\\s*$", "", text if "\\begin" in text else DOUBLED.sub(r"\\", text))
     text = re.sub(r"(?<!\\)\\[()\[\]]|(?<!\\)\$", " ", re.sub(r",\s*\\!\s*", ",", text)).replace("\\$", "\\$ ")
     for _ in range(3):
