@@ -27,7 +27,7 @@ ANNOUNCED = re.compile(
 FINAL = re.compile(ANNOUNCED.pattern.replace("answer", "final answer"))
 # What makes a number at the beginning of a text a part of an operation or a range, as in "18 times 2", "18 eggs to 20 eggs",
 # "18 out of 20" and, after OPERATED, "18^2 eggs"; but not in "18 eggs out of 20"
-BEGIN = re.compile(rf"(?:\$|\\[(\[]|\s)*+({NUMBER.pattern})(?:\s*(?:\$|\\[)\]]))*")
+BEGIN = re.compile(rf"(?:\$|\\[(\[]|\s)*+({NUMBER.pattern})(?:\$|\s*\\[)\]])*")
 JOINED = re.compile(
     r"(?i),?\s+(?:(?:[a-z]+\s+)?(?:times|(?:up\s+)?to|through|till|until|by|choose)|per|(?:out\s+)?of|from|into|for\s+(?:every|each)|"
     r"in(?=\D*[\d.,]+\W*$))\s+(?:the\s+)?(?:\\?[$(\[]|\s)*[-−]?\.?\d"

@@ -98,10 +98,10 @@ def _words(text: str) -> list[tuple[str, bool]]:
 
 
 def _equal_words(one: tuple[str, bool], other: tuple[str, bool]) -> bool:
-    """Returns whether two words, each with whether it is written in \\text, are equal. Ignores the case if it is lower, upper or
-    that of a name, and if the letters are surely no product of variables such as AB or nRT. This is the case for three or more
-    letters if one of the words is written in \\text, for four or more letters if none is all capitals, and for the short words of
-    words.txt."""
+    """Returns whether two words, each with whether it is written in \\text, are equal. Ignores the case if it is lower, upper
+    or that of a name, and if the letters are surely no product of variables such as AB or nRT. This is the case for three or
+    more letters if one of the words is written in \\text, for four or more letters if none is all capitals, and for the short
+    words of words.txt."""
     words = one[0], other[0]
     if one[0] == other[0] or one[0].casefold() != other[0].casefold() or not all(map(CASED.fullmatch, words)):
         return one[0] == other[0]
@@ -115,8 +115,8 @@ def _equal_values(gold: Answer, answer: Answer) -> bool:
     if gold.kind == "formula":
         if "=" in one and "=" in other:
             return _equal_equations(one, other)
-        sides = [text.split("=") for text in (one, other)]
-        values = [side for part in sides for side in [s for s in part if not is_name(s.strip())] or part[-1:]]  # xy is not x = y
+        sides = [text.split("=") for text in (one, other)]  # xy is not x = y
+        values = [side for part in sides for side in [s for s in part if not is_name(s.strip())] or part[-1:]]
         return all(_equal_formulas(values[0], side) for side in values[1:])  # (x+1)^2 = x^2+2x+1
     if gold.kind in ("list", "set", "union"):
         return _in_any_order(gold.items, answer.items)
