@@ -322,6 +322,7 @@ The answer is 73, which is 9 times 2.
 The answer is 73 dollars for 9 eggs.
 The answer is 73 students out of 90.
 The answer is 73 times a day.
+The answer is 73^\circ as the 9 angles show.
 The answer is 73 miles in 2 hours.
 The answer is 73 per day for 3 days.
 The answer is 73: she sells 70 eggs, then 3.
