@@ -32,7 +32,9 @@ JOINED = re.compile(
     r"(?i),?\s+(?:(?:[a-z]+\s+)?(?:times|(?:up\s+)?to|through|till|until|by|choose)|per|(?:out\s+)?of|from|into|for\s+(?:every|each)|"
     r"in(?=\D*[\d.,]+\W*$))\s+(?:the\s+)?(?:\\?[$(\[]|\s)*[-−]?\.?\d"
 )
-OPERATED = re.compile(r"\s*(?!\^\s*\\circ)(?:[+*/^×·÷]|\\(?:times|cdot|div)(?![a-zA-Z]))\s*[\\($\d]|[-−–:]?\d|\s*:\s*[\d.]+\W*$")
+OPERATED = re.compile(
+    r"\s*(?!\^\s*\\circ)(?:[+*/^×·÷]|\\(?:times|cdot|div)(?![a-zA-Z]))\s*[\\($\d]|[-−–:]?\d|\s*:\s*[\d.]+\W*$"
+)
 REMARK = re.compile(r"\s+\(|,?\s+(?:because|since|as|for)\s")
 HEADING = re.compile(r"\d{1,2}(?:\.\d+)?[.):]?\s+(?:-\s+)?[A-Z]|\d{1,2}:")
 HEADINGS = set("solution answer final step steps explanation conclusion summary result".split())
