@@ -29,8 +29,8 @@ FINAL = re.compile(ANNOUNCED.pattern.replace("answer", "final answer"))
 # "18 out of 20" and, after OPERATED, "18^2 eggs"; but not in "18 eggs out of 20"
 BEGIN = re.compile(rf"(?:\$|\\[(\[]|\s)*+({NUMBER.pattern})(?:\$|\s*\\[)\]])*")
 JOINED = re.compile(
-    r"(?i),?\s+(?:(?:[a-z]+\s+)?(?:times|(?:up\s+)?to|through|till|until|by|choose)|per|(?:out\s+)?of|from|into|for\s+(?:every|each)|"
-    r"in(?=\D*[\d.,]+\W*$))\s+(?:the\s+)?(?:\\?[$(\[]|\s)*[-−]?\.?\d"
+    r"(?i),?\s+(?:(?:[a-z]+\s+)?(?:times|(?:up\s+)?to|through|till|until|by|choose)|per|(?:out\s+)?of|from|into|"
+    r"for\s+(?:every|each)|in(?=\D*[\d.,]+\W*$))\s+(?:the\s+)?(?:\\?[$(\[]|\s)*[-−]?\.?\d"
 )
 OPERATED = re.compile(
     r"\s*(?!\^\s*\\circ)(?:[+*/^×·÷]|\\(?:times|cdot|div)(?![a-zA-Z]))\s*[\\($\d]|[-−–:]?\d|\s*:\s*[\d.]+\W*$"
