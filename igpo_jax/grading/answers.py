@@ -3,7 +3,7 @@
 import functools
 import re
 
-from igpo_jax.grading.typed import is_stated, read
+from igpo_jax.grading.typed import BOLD, is_stated, read
 from igpo_jax.grading.units import LIMITING
 
 TAIL_CHARS = 20_000  # number of characters at the end of a completion that are read
@@ -12,7 +12,7 @@ MAX_STATED_CHARS = 200  # length limit for a text that is an answer as a whole
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{?")
 BARE = re.compile(r"[-−]?\\?\$?(?:\d[^\s$\\{}]*|[a-zA-Z](?![a-zA-Z]))")  # content of a box without braces
 SPECIAL = re.compile(r"<\|[^<>|]{1,40}\|>")
-MARKDOWN = re.compile(r"(?<![\w)}])\*\*+|\*\*+(?![\w({\\])|(?<!\w)__(?=\w)|(?<=\w)__(?!\w)")  # not in x**2
+UNDERLINED = re.compile(r"(?<!\w)__(?=\w)|(?<=\w)__(?!\w)")
 TAG = re.compile(r"<answer>(.*?)(?=</|<answer>|$)", re.DOTALL | re.IGNORECASE)
 PLACEHOLDER = re.compile(r"[\s.…]*|<[^<>]*>|\\l?dots")  # content of a box that is no answer
 HASHES = re.compile(r"####[ \t]*([^#\n]+)")
@@ -25,6 +25,16 @@ ANNOUNCED = re.compile(
     r"(?i)\banswer(?:\s+is|\s*+[:=])\s*+:?+\s*+(\\\[[\s\S]*?\\\]|\$\$[\s\S]*?\$\$|\S.*?)(?=\.?[ \t]*+(?:\n|$)|\.\s)"
 )
 FINAL = re.compile(ANNOUNCED.pattern.replace("answer", "final answer"))
+# What makes a number at the beginning of a text a part of an operation or a range, as in "18 times 2", "18 eggs to 20 eggs",
+# "18 out of 20" and, after OPERATED, "18^2 eggs"; but not in "18 eggs out of 20"
+BEGIN = re.compile(rf"(?:\$|\\[(\[]|\s)*+({NUMBER.pattern})(?:\$|\s*\\[)\]])*")
+JOINED = re.compile(
+    r"(?i),?\s+(?:(?:[a-z]+\s+)?(?:times|(?:up\s+)?to|through|till|until|by|choose)|per|(?:out\s+)?of|from|into|"
+    r"for\s+(?:every|each)|in(?=\D*[\d.,]+\W*$))\s+(?:the\s+)?(?:\\?[$(\[]|\s)*[-−]?\.?\d"
+)
+OPERATED = re.compile(
+    r"\s*(?!\^\s*\\circ)(?:[+*/^×·÷]|\\(?:times|cdot|div)(?![a-zA-Z]))\s*[\\($\d]|[-−–:]?\d|\s*:\s*[\d.]+\W*$"
+)
 REMARK = re.compile(r"\s+\(|,?\s+(?:because|since|as|for)\s")
 HEADING = re.compile(r"\d{1,2}(?:\.\d+)?[.):]?\s+(?:-\s+)?[A-Z]|\d{1,2}:")
 HEADINGS = set("solution answer final step steps explanation conclusion summary result".split())
@@ -96,7 +106,7 @@ def extract(text: str, rule: str) -> str | None:
     if the first two items (rule number) or the first three items (rule any) do not exist. The answer is then the whole line,
     which equals only the identical text."""
     text = SPECIAL.sub(" ", re.sub(r"\s{20,}", "\n", text[-TAIL_CHARS:]))
-    text = MARKDOWN.sub("", text) if "**" in text or "__" in text else text
+    text = UNDERLINED.sub("", BOLD.sub(r"\1", text)) if "**" in text or "__" in text else text
     if rule != "box":
         text = text.rpartition("</think>")[2] if text[-9:] != "</think>" else text
         text = re.sub(r"<<[^<>]*>>", "", text) if "<<" in text else text  # GSM8K's calculator
@@ -173,15 +183,26 @@ def _stated(place: str, rule: str, is_line: bool = False) -> str | None:
     `is_line` means that the text is a #### line. Such a line has no answer if it looks like a heading, or if no part is a
     value."""
     label, _, after = place.rpartition(": ")
+    begin = BEGIN.match(place)
     words = set(re.findall(r"[a-z]+", place.lower()))
-    parts = [place, *ANNOUNCED.findall(place)[-1:], *([] if is_line or LIMITING & words else [after]), *REMARK.split(place)[:1]]
+    parts = [
+        place,
+        *ANNOUNCED.findall(place)[-1:],
+        *([after] if label.upper() != label.lower() and not is_line and not LIMITING & words else []),
+        *REMARK.split(place)[:1],
+    ]
     for part in parts if not (is_line and HEADING.match(place)) else ():
         answer = read(part) if part else None
         is_number = answer and (answer.kind in ("number", "percent", "formula") if rule == "number" else is_stated(answer))
         if is_number and (re.search(r"\d|\\", part) or (rule == "any" and part == place and not words & HEADINGS)):
             return part
     formulas = [match[0] for match in MATH.finditer(place)]
-    if is_line or words & (LIMITING | NO_ANSWER) or ("\\" in place and not formulas):
+    if (
+        is_line
+        or words & (LIMITING | NO_ANSWER)
+        or (begin and JOINED.match(place, begin.end()))
+        or ("\\" in place and not formulas)
+    ):
         return None
     if formulas and not NUMBER.search(place.rpartition(formulas[-1])[2]):
         return formulas[0] if len(formulas) == 1 else None
@@ -192,11 +213,19 @@ def _stated(place: str, rule: str, is_line: bool = False) -> str | None:
 
 def _announced(part: str, rule: str) -> str | None:
     """Returns the answer in `part`, which is the text after "answer is". If `_stated` finds no answer, returns the number at
-    the start of `part`, such as 18 in "18, which is 9 times 2". Returns None if `part` does not begin with a number, or if the
+    the start of `part`, such as 18 in "18, which is 9 times 2". Returns `part` itself, which equals no number, if this number
+    continues as an operation or a range, as in "18 times 2". Returns None if `part` does not begin with a number, or if the
     words after the number change its meaning."""
-    number = NUMBER.match(part)
-    words = re.findall("[a-z]+", part[number.end() :].lower())[:3] if number else []
-    return _stated(part, rule) or (number[0].strip() if number and not LIMITING.intersection(words) else None)
+    begin = BEGIN.match(part)
+    if begin and JOINED.match(part, begin.end()):
+        return part
+    stated = _stated(part, rule)
+    if stated or not begin:
+        return stated
+    words = re.findall("[a-z]+", part[begin.end() :].lower())[:3]
+    if OPERATED.match(part, begin.end()):
+        return part
+    return begin[1].strip() if not LIMITING.intersection(words) else None
 
 
 def _last_value(text: str, rule: str) -> str | None:

@@ -16,7 +16,8 @@ from fractions import Fraction
 from typing import Any
 
 from igpo_jax.grading.exact import Number
-from igpo_jax.grading.typed import Answer, condensed, is_name, is_reversed, letters, read
+from igpo_jax.grading.typed import ARTICLE, Answer, condensed, is_name, is_reversed, letters, read
+from igpo_jax.grading.units import WORDS
 
 MATH_VERIFY_SECONDS = 2  # limit for each parsing and each comparison; math-verify accepts only whole seconds
 SUM_OF_NAMES = re.compile(r"[a-zA-Z](?:\s*\+\s*[a-zA-Z])+\s*=")
@@ -31,6 +32,9 @@ COSTLY = [re.compile(pattern, re.DOTALL) for pattern in (
     r"\\binom\s*\{[^{}]*[a-z][^{}]*\}\s*\{\s*\d{3}", r"\\binom\s*\{?\s*\d{5,}|\\binom\s*\{\s*\d+\s*\}\s*\{\s*\d{5,}|\\binom[^a-z]*\^",
     r"\\(?:sum|prod|int|[bp]?mod)(?![a-z])|\\frac\s*\{\s*(?:d|\\partial)[^{}]*\}\s*\{\s*(?:d|\\partial)", r"\\sqrt\s*\[\s*\d{4,}", r"'|\\prime|[^\d\s]\s*\^\s*\\circ|(?<![a-zA-Z\\])[fgh](?:\^\s*\{?-1\}?)?\s*\(", r"(?:[(\[{]\s*){30}",
 )]  # fmt: skip
+NUMERIC = {"number", "percent"}  # kinds whose answers are compared by value, also if their texts look the same
+CASED = re.compile("[a-z]+|[A-Z][a-z]*|[A-Z]+")  # not nRT
+SHORT = set(WORDS["short"])
 TOLERANCE = Fraction(1, 10**12)  # relative, for values of formulas; decimals in formulas have 15 digits
 MAX_DEPTH = 12  # of brackets in a formula
 MAX_REWRITTEN = 12  # formulas of a list that may be written differently in the other list
@@ -52,15 +56,17 @@ _read_gold = functools.lru_cache(maxsize=1024)(read)  # all completions of a gro
 def same(gold: Answer, answer: Answer) -> bool:
     """Returns whether two answers are equal. Names, such as x in x = 5, are compared only if both answers have one. Units, too,
     are compared only if both answers have one."""
-    one, other = condensed(gold.latex), condensed(answer.latex)
-    if not one or not other or one == other:
-        return bool(one) and one == other
     kinds = gold.kind, answer.kind
+    if not gold.latex or gold.latex == answer.latex:
+        return bool(gold.latex)
+    if not NUMERIC.intersection(kinds) and _equal_texts(gold.latex, answer.latex):
+        return True
     if not _is_consistent(gold) or not _is_consistent(answer):
         return False
-    if gold.name != answer.name and kinds == ("formula", "formula") and "=" in gold.latex and "=" in answer.latex:
+    is_renamed = gold.name != answer.name and not _equal_texts(gold.name, answer.name)
+    if is_renamed and kinds == ("formula", "formula") and "=" in gold.latex and "=" in answer.latex:
         return len(gold.name) < 2 and len(answer.name) < 2 and _equal_equations(gold.latex, answer.latex)
-    if gold.name and answer.name and gold.name != answer.name:
+    if gold.name and answer.name and is_renamed:
         return False
     if kinds == ("number", "formula") and not gold.name and SUM_OF_NAMES.match(answer.value):  # m + n = 5
         return same(gold, read(answer.value.partition("=")[2]))
@@ -69,11 +75,38 @@ def same(gold: Answer, answer: Answer) -> bool:
         factor = answer.unit[1] / gold.unit[1]
         if gold.unit[0] != answer.unit[0]:
             return False
-    if set(kinds) <= {"number", "percent"}:
+    if NUMERIC.issuperset(kinds):
         return _equal_numbers(gold, answer, factor)
     if factor != 1:
         return False
     return _equal_values(gold, answer) if gold.kind == answer.kind else _equal_types(gold, answer) or _equal_types(answer, gold)
+
+
+def _equal_texts(one: str, other: str) -> bool:
+    """Returns whether two texts are equal, apart from their notation and the case of words (`_equal_words`)."""
+    first, second = condensed(one), condensed(other)
+    if first == second or first.casefold() != second.casefold() or not re.fullmatch(r"[a-zA-Z.,'-]{2,}", first):
+        return bool(first) and first == second
+    words = [_words(text) for text in (one, other)]
+    return len(words[0]) == len(words[1]) and all(map(_equal_words, *words))
+
+
+def _words(text: str) -> list[tuple[str, bool]]:
+    """Returns the words of a text, each with whether it is written in \\text."""
+    parts = re.findall(r"(\\text(?=\{))?([^\\}]+)", ARTICLE.sub("", text))
+    return [(word, bool(marked)) for marked, part in parts for word in re.findall("[a-zA-Z]+", part)]
+
+
+def _equal_words(one: tuple[str, bool], other: tuple[str, bool]) -> bool:
+    """Returns whether two words, each with whether it is written in \\text, are equal. Ignores the case if it is lower, upper
+    or that of a name, and if the letters are surely no product of variables such as AB or nRT. This is the case for three or
+    more letters if one of the words is written in \\text, for four or more letters if none is all capitals, and for the short
+    words of words.txt."""
+    words = one[0], other[0]
+    if one[0] == other[0] or one[0].casefold() != other[0].casefold() or not all(map(CASED.fullmatch, words)):
+        return one[0] == other[0]
+    is_text = len(one[0]) > 2 and (one[1] or other[1])
+    return is_text or one[0].lower() in SHORT or (len(one[0]) > 3 and not any(map(str.isupper, words)))
 
 
 def _equal_values(gold: Answer, answer: Answer) -> bool:
@@ -82,8 +115,9 @@ def _equal_values(gold: Answer, answer: Answer) -> bool:
     if gold.kind == "formula":
         if "=" in one and "=" in other:
             return _equal_equations(one, other)
-        sides = [side for text in (one, other) for side in text.split("=") if not is_name(side.strip()) or side in (one, other)]
-        return all(_equal_formulas(sides[0], side) for side in sides[1:])  # (x+1)^2 = x^2+2x+1
+        sides = [text.split("=") for text in (one, other)]  # xy is not x = y
+        values = [side for part in sides for side in [s for s in part if not is_name(s.strip())] or part[-1:]]
+        return all(_equal_formulas(values[0], side) for side in values[1:])  # (x+1)^2 = x^2+2x+1
     if gold.kind in ("list", "set", "union"):
         return _in_any_order(gold.items, answer.items)
     if gold.kind == "clock":
@@ -155,14 +189,13 @@ def _in_order(gold: Sequence[Answer], answer: Sequence[Answer]) -> bool:
 
 
 def _in_any_order(gold: Sequence[Answer], answer: Sequence[Answer]) -> bool:
-    texts = collections.Counter(condensed(item.latex) for item in gold) & collections.Counter(
-        condensed(item.latex) for item in answer
-    )
+    written = [[item.latex if item.kind in NUMERIC else condensed(item.latex) for item in items] for items in (gold, answer)]
+    texts = collections.Counter(written[0]) & collections.Counter(written[1])
     left = []
-    for items in (gold, answer):
+    for items, names in zip((gold, answer), written, strict=True):
         found = collections.Counter(texts)
-        left.append([item for item in items if not found[condensed(item.latex)] or found.subtract([condensed(item.latex)])])
-    if len(gold) != len(answer) or sum(item.kind not in ("number", "percent", "text") for item in left[0]) > MAX_REWRITTEN:
+        left.append([i for i, name in zip(items, names, strict=True) if not found[name] or found.subtract([name])])
+    if len(gold) != len(answer) or sum(item.kind not in (*NUMERIC, "text") for item in left[0]) > MAX_REWRITTEN:
         return False
     for item in left[0]:
         place = next((place for place, other in enumerate(left[1]) if same(item, other)), None)
@@ -243,7 +276,7 @@ def _equal_formulas(gold: str, answer: str) -> bool:
     variables = letters(gold), letters(answer)
     if bool(variables[0]) != bool(variables[1]) or (variables[0] and not variables[0] & variables[1]):
         return False
-    if {"c", "C"} == variables[0] ^ variables[1]:  # a constant of integration
+    if {"c", "C"} == variables[0] ^ variables[1] and variables[0] & {"x", "t"}:  # a constant of integration
         gold, answer = (re.sub(r"(?<![a-zA-Z\\])C", "c", text) for text in (gold, answer))
     if not variables[0]:
         one, other = _closed_value(gold), _closed_value(answer)
@@ -255,9 +288,15 @@ def _equal_formulas(gold: str, answer: str) -> bool:
     is_relation = hasattr(wanted, "lhs") or hasattr(found, "lhs")
     if not is_relation and any(abs(a - b) > 1e-6 * max(abs(a), abs(b)) for a, b in _values_at_points(wanted, found)):
         return False
-    if wanted.doit() == found.doit():
-        return True
     import math_verify
+    import sympy
+
+    values = [wanted.doit(), found.doit()]
+    endless = [sympy.zoo, sympy.nan, *([sympy.oo, -sympy.oo] if isinstance(wanted, sympy.Expr) else [])]
+    if any(value.has(*endless) for value in values):
+        return False  # SymPy writes 1/0 and 2/0 in the same way, but they have no value
+    if values[0] == values[1]:
+        return True
 
     begin = time.monotonic()
     verdict = math_verify.verify(wanted, found, timeout_seconds=MATH_VERIFY_SECONDS)

@@ -13,6 +13,10 @@ MAX_ANSWER_CHARS = 2000  # longer answers are texts
 MAX_DEPTH = 8  # of nested brackets
 MAX_ITEMS = 400  # of a list
 UNICODE = {symbol: f"{written} " for symbol, written in zip(WORDS["unicode"][::2], WORDS["unicode"][1::2], strict=True)}
+SUPERSCRIPTS = str.maketrans("²³", "23")
+BOLD = re.compile(
+    r"(?<![\w)}\]|!'*])\*\*+(?=[^\s*])((?:(?!\*\*|\n\n)[\s\S])*+)(?<=[^\s*])\*\*+|^\s*\*\*+|\*\*+\s*$"
+)  # not x**2
 FUNCTIONS, GREEK = set(WORDS["functions"]), set(WORDS["greek"])
 SYMBOLS = FUNCTIONS | GREEK | set(WORDS["symbols"])
 TEXT = re.compile(
@@ -23,16 +27,21 @@ STYLE = re.compile(
     r"\\\\|\\(?:displaystyle|textstyle|limits|left|right|[bB]ig{1,2}[lrm]?|large|Large|LARGE|small|normalsize|bf|it|rm|sf|tt|bfseries|"
     r"itshape|boldsymbol|bm|math(?:bf|it|sf|tt|normal)|quad|qquad|thinspace)(?![a-zA-Z])\s*|\\[,!;:> ]|~|\\(?=\s|$)"
 )
+# \quad that separates two values, unlike in x = 2, \quad y = 3
+APART = re.compile(
+    r"(?<=[\w}\])!])(?<![a-zA-Z]{2})\s*\\q?quad(?![a-zA-Z])\s*(?=\{*(?:\.?\d|\\(?:[dtc]?frac|sqrt|binom|pi)(?![a-zA-Z])))|"
+    r"(?<=[a-zA-Z])\s*\\q?quad\s+(?=[a-zA-Z](?![a-zA-Z]))"
+)
 RENAMED = [(re.compile(pattern), written) for pattern, written in (
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"), (r"\\(?:leqslant|leq|le)(?![a-zA-Z])|<=", r"\\le "),
     (r"\\(?:geqslant|geq|ge)(?![a-zA-Z])|>=", r"\\ge "), (r"\\(?:neq|ne)(?![a-zA-Z])|\\not\s*=|!=", r"\\ne "),
     (r"\\lt(?![a-zA-Z])", "<"), (r"\\gt(?![a-zA-Z])", ">"), (r"\\(?:approx|simeq|sim)(?![a-zA-Z])", r"\\approx "),
-    (r"^\s*(?:\\text\{)?(?i:negative|minus)\}?\s+(?=[\d\\])", "-"), (r"\\[hv]?phantom\s*(?:\{[^{}]*\}|\S)", ""), (r"\\lbrace(?![a-zA-Z])", r"\\{"), (r"\\rbrace(?![a-zA-Z])", r"\\}"),
+    (r"^\s*(?:\\text\{)?(?i:negative|minus)\}?\s+(?=[\d\\])", "-"), (r"\\[hv]?phantom\s*(?:\{[^{}]*\}|\S)", " "), (r"\\lbrace(?![a-zA-Z])", r"\\{"), (r"\\rbrace(?![a-zA-Z])", r"\\}"),
     (r"\\text\{(sin|cos|tan|cot|csc|ln|log|arcsin|arccos|arctan|gcd|lcm)\}", r"\\\1 "), (r"(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
     (r"(?<![a-zA-Z\\])sqrt\(([^()]*)\)", r"\\sqrt{\1}"), (r"(?<![a-zA-Z\\])(sin|cos|tan|ln|log|arcsin|arccos|arctan)(?=\()", r"\\\1"),
     (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"), (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}"),
     (r"\\begin\{array\}\s*\{[^{}]*\}", r"\\begin{pmatrix}"), (r"\\end\{array\}", r"\\end{pmatrix}"), (r"\\\\\[[\w.]*\]", r"\\\\"),
-    (r"\\mathbb\s*\{?R\}?", r"(-\\infty, \\infty)"), (r"\{:\}", ":"), (r"\\therefore(?![a-zA-Z])", ""),
+    (r"\\mathbb\s*\{?R\}?", r"(-\\infty, \\infty)"), (r"\{:\}", ":"), (r"^\s*\\therefore(?![a-zA-Z])", ""),
     (r"\\bigcup(?![a-zA-Z])", r"\\cup "), (r"\\varnothing(?![a-zA-Z])", r"\\emptyset "), (r"\\textminus(?![a-zA-Z])", "-"),
     (r"(?:\{\s*\})?\^\s*(?:\{\s*(?:\\circ|\\degree|o)\s*\}|\\circ|\\degree|o(?![a-zA-Z]))|\\degree(?![a-zA-Z])", r"^\\circ "),
     (r"\\(?:lor)(?![a-zA-Z])", r"\\text{or}"), (r"\\(?:land)(?![a-zA-Z])", r"\\text{and}"), (r"\{,\}", ","), (r"\*\*", "^"), ("==", "="),
@@ -72,6 +81,10 @@ WORDS_BEGIN = re.compile(
     r"(?:\\text\{[^{}]*\}|\s|[a-zA-Z'.-]+|/|\^\s*\{?\s*-?\d\s*\}?|\\circ|\^)*+$"
 )
 RUN = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]+")
+ARTICLE = re.compile(r"(?i)^[\"“”` ]*(?:\\text\{)?(?:the|an?)\}?\s+(?=\\text\{|[a-z]{4})")
+KEPT = re.compile(  # 5 1/2 is not 51/2, 1 .5 is not 1.5, 2 e3 is not 2e3, \sin h is not \sinh
+    r"(?<=[\d.])\s+(?=[\d.]|[eE][-+\d])|(?<=\d[eE])\s+(?=[-+\d])|(\\[a-zA-Z]+)\s+(?=[a-zA-Z])"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +124,17 @@ def normalize(text: str) -> str:
     """Returns the text of an answer in a uniform notation. Removes spacing commands, styles, math delimiters, the words "the
     answer is", and a final full stop."""
     text = re.sub(r"<\|[^<>|]{1,40}\|>|\s+", " ", text)
+    text = re.sub("[²³]{2,}", lambda m: f"^{{{m[0].translate(SUPERSCRIPTS)}}}", text)
     text = "".join(UNICODE.get(c, c) for c in re.sub(r"√\s*(\w+)", r"\\sqrt{\1}", text))
     text = re.sub(r"\{\s*\\(?:rm|bf|it|tt|sf)\s+([^{}]*)\}", r"\\text{\1}", text)
-    text = re.sub(r"(?<![\w)}])\*\*+|\*\*+(?![\w({\\])|^\s*(?:__|`+)|(?:__|`+)\s*$", "", text)
-    text = re.sub(r"\\(?:boxed|fbox)(?![a-zA-Z])", "", text)
+    text = re.sub(r"^\s*(?:__|`+)|(?:__|`+)\s*$", "", BOLD.sub(r"\1", text))
+    text = re.sub(r"\\(?:boxed|fbox)(?![a-zA-Z])", " ", text)
     text = re.sub(r"\\\\\s*$", "", text if "\\begin" in text else DOUBLED.sub(r"\\", text))
     text = re.sub(r"(?<!\\)\\[()\[\]]|(?<!\\)\$", " ", re.sub(r",\s*\\!\s*", ",", text)).replace("\\$", "\\$ ")
     for _ in range(3):
         text = TEXT.sub(_words, text)
+    text = re.sub(r"(\\text\{[^{}]*\})\s*\\q?quad(?![a-zA-Z])|\\(?:left|right)\s*\.", r"\1 ", text)
+    text = APART.sub(r"\\apart ", text)
     text = STYLE.sub(lambda m: m[0] if m[0] == "\\\\" else "" if re.match(r"\\(?:left|right|!|math)", m[0]) else " ", text)
     for pattern, written in RENAMED:
         text = pattern.sub(written, text)
@@ -401,12 +417,13 @@ def letters(text: str) -> set[str]:
 
 
 def condensed(text: str) -> str:
-    """Normalizes a text for literal comparison. The result has no \\text, no spaces between words or symbols, and no braces
-    around a single symbol."""
-    text = re.sub(r"(?i)^(?:the|an?)\s+(?=[a-z]{3})", "", re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip('"“”` ').lstrip("+"))
+    """Normalizes a text for literal comparison. The result has no \\text, no article before words, no braces around a single
+    symbol, and only those spaces without which the text could be read differently. All other symbols stay as they are."""
+    text = ARTICLE.sub("", text)
+    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", re.sub(r"([_^])\s*(\\text\{[^{}]*\})", r"\1{\2}", text))
+    text = text.strip('"“”` ').lstrip("+")
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\[,;!: ]|~|\\(?:limits|cdot|quad)(?![a-zA-Z])", " ", text)
+    text = re.sub(r"(?<!\\)\\[,;!: ]|~|\\limits(?![a-zA-Z])", " ", text)
     text = re.sub(r"(\\(?:sum|prod|int))\s*(\^\s*(?:\{[^{}]*\}|\\?\w+))\s*(_\s*(?:\{[^{}]*\}|\w))", r"\1\3\2", text)
-    text = re.sub(r"([_^])\s*\{\s*(\\?[a-zA-Z]+|\d)\s*\}", r"\1\2 ", text)
-    text = re.sub(r"(?<!\\)\s+", "", re.sub(r"(?<=\d)\s+(?=\d)", r"\\ ", text))  # 5 1/2 is not 51/2
-    return text.casefold() if re.fullmatch(r"[a-zA-Z.,'-]{2,}", text) else text
+    text = re.sub(r"([_^])\s*\{\s*(\\[a-zA-Z]+|[a-zA-Z]|\d)\s*\}", r"\1\2 ", text)
+    return re.sub(r"(?<!\\)\s+", "", KEPT.sub(r"\1\\ ", text))

@@ -63,7 +63,8 @@ def read_unit(phrase: str, is_one: bool = False) -> Unit | None:
 def _unit(words: list[str], is_text: bool) -> Unit | None:
     powers, factor, sign, power, last = collections.Counter[str](), Fraction(1), 1, 1, None
     for word in words:
-        name = word if word in UNITS else word.lower()
+        is_prefixed = len(word) == 1 or re.fullmatch("[MNG].", word)  # Mg is not mg, Nm is not nm
+        name = word if word in UNITS or is_prefixed else word.lower()
         if word in ("/", "per", "a", "an") and last:
             sign, last = -1, None
             continue

@@ -42,11 +42,13 @@ SMALL_PROMPT = "{numbers} = {target}:"
 NOTATION = (
     (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|quad)(?![a-zA-Z])|\\[,;:! ()\[\]]|[$~]", " "),
     (r"\\(?:text|math)[a-z]*\s*\{([^{}]*)\}", r"\1"),
-    (r"\\(?:times|cdot|ast)(?![a-zA-Z])|\\\*|[×·⋅∗]|(?<![a-zA-Z\\])[xX](?![a-zA-Z])", "*"),
+    (r"\\(?:times|cdot|ast)(?![a-zA-Z])|\\\*|[×·⋅∗]|(?<=[\d)\]}\s])[xX](?=\s*[-\d(\[\\{])", "*"),
     (r"\\div(?![a-zA-Z])|[÷∕]", "/"),
     (r"[−–]", "-"),
     (r"(?<=\d),(?=\d{3}(?!\d))", ""),
 )
+# A name before an equation, "= ?" at its end, and a sentence after it
+AROUND = re.compile(r"^[\s$]*(?:\\text\{[a-zA-Z ]+\}|[a-zA-Z][a-zA-Z ]*)\s*=|=\s*\?[\s$]*$|\.\s+[A-Z][^=]*$")
 FRACTION = re.compile(r"\\[dtc]?frac\s*(?:([0-9])|\{([^{}]*)\})\s*(?:([0-9])|\{([^{}]*)\})")
 ALLOWED = re.compile(r"[-+*/()\[\]0-9\s]+")
 JUXTAPOSED = re.compile(r"[0-9)\]]\s*[(\[]|[)\]]\s*[0-9]")
@@ -62,15 +64,16 @@ def extract_answer(text: str) -> str | None:
 
 def reward(problem: Problem, text: str) -> float:
     """Returns the reward of d1 (arXiv 2504.12216): 1.0 for a correct expression, 0.1 for a wrong expression, and 0.0 if the
-    completion has no expression. An equation is correct if one of its sides is a correct expression, and no side has a value
-    other than the target."""
+    completion has no expression. An equation is correct if one of its sides is a correct expression, and all sides have the
+    target as their value. A side without a value, such as x or 6/0, makes it wrong, but a name before the first = may stay."""
     answer = extract_answer(text)
     if answer is None or not any(c.isdigit() for c in answer):
         return 0.0
     numbers, target = problem.answer.split(" -> ")
-    values = {side: found.value for side in _plain(answer).split("=") if (found := evaluate(side)) is not None}
-    right = set(values.values()) == {int(target)} and any(_uses(side, numbers.split()) for side in values)
-    return 1.0 if right else PARTIAL
+    sides = [side for side in _plain(AROUND.sub("", answer)).split("=") if side.strip()]
+    values = [evaluate(side) for side in sides]
+    is_right = all(found is not None and found.value == int(target) for found in values)
+    return 1.0 if is_right and any(_uses(side, numbers.split()) for side in sides) else PARTIAL
 
 
 def _plain(answer: str) -> str:

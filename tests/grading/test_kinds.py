@@ -319,6 +319,15 @@ The total is 73, because there are 73 eggs.
 <answer>70 + 3 = 73 dollars</answer>
 The answer is $73 every day for 9 eggs.
 The answer is 73, which is 9 times 2.
+The answer is 73 dollars for 9 eggs.
+The answer is 73 students out of 90.
+The answer is 73 times a day.
+The answer is 73^\circ as the 9 angles show.
+The answer is 73 miles in 2 hours.
+The answer is 73 per day for 3 days.
+The answer is 73: she sells 70 eggs, then 3.
+The answer is 73 - she sells 70 eggs, then 3.
+The answer is $73$ for each of the 9 eggs.
 The answer is 73.~~This was solved in 2 ways.
 """
 # A completion that does not conclude 73
@@ -341,6 +350,38 @@ The model AZ73K
 The answer is negative 73.
 The answer is at least 73.
 The answer is 73 or 74.
+The answer is 73 times 2
+The answer is 73 times 2.
+The answer is 73 per 2
+The answer is 73 to 80
+The answer is 73 out of 80
+The answer is 73 out of 80 students
+The answer is 73 dollars to 80 dollars.
+The answer is 73 of 80
+The answer is 73 from 80
+The answer is 73 by 80
+The answer is 73 in 80
+The answer is 73 through 80.
+The answer is 73 up to 80
+The answer is 73 for every 2
+The answer is 73 choose 2
+The answer is 73, times 2
+The answer is $73 times $2
+The answer is $73$ times $2$
+The answer is \(73\) to \(80\)
+The answer is 2 times $73$
+The answer is 2 times 73
+The answer is 65 to 73
+The answer is $65$ to $73$
+The answer is 73%80
+The answer is 73^2 eggs
+The answer is 73 × 2 eggs
+The answer is 73-2 eggs
+The answer is 73 : 2
+The answer is 2 : 73
+<answer>73 out of 73</answer>
+<answer>2 times $73$</answer>
+#### 73 times 2
 The answer is 9 dollars for 73 eggs.
 """
 
