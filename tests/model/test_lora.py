@@ -139,9 +139,7 @@ def test_gradients_equal_those_of_the_full_parametrisation(base, adapters, batch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "shape", [(2, 2, 2), (1, 1, 4), (1, 8, 1)]
-)
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 4), (1, 8, 1)])
 def test_the_mesh_changes_nothing(shape, base, adapters, batch, mesh_of):
     mesh = mesh_of(shape)
     if CFG.kv_heads % shape[2]:
@@ -160,7 +158,8 @@ def test_the_mesh_changes_nothing(shape, base, adapters, batch, mesh_of):
 
 @pytest.mark.parametrize("change, message", [
     (dict(rank=0), "lora.rank=0 must be at least 1"),
-    (dict(alpha=0.0), "lora.alpha=0.0 positive"),
+    (dict(alpha=0.0), "lora.alpha=0.0 must be positive, from 1e-15"),
+    (dict(alpha=1e39), "lora.alpha=1e.39 must be positive, from 1e-15 to"),
     (dict(targets=()), "lora.targets=.. must be some of query"),
     (dict(targets=("query", "query")), "each once"),
     (dict(targets=("q_proj",)), "lora.targets=.'q_proj',. must be some of query, key"),
