@@ -40,7 +40,7 @@ class LikelihoodConfig:
     # SPG: weight of the upper bound in the score of a completion with a negative advantage
     upper_weight: float = checked(0.0, within(0, 1))
     # SPG: power beta in the upper bound
-    upper_power: float = checked(1.0, within(1, MOST_NUMBER))
+    upper_power: float = checked(1.0, at_least(1, most=MOST_NUMBER))
     inner_steps: int = checked(4, at_least(1))  # mu: updates per rollout
 
     def __post_init__(self):

@@ -50,7 +50,7 @@ def test_what_they_start_from_builds(file, variant):
         ),
         (
             {"objective.upper_power": 1e39, "objective.upper_weight": 0.5},
-            ["objective.upper_power=1e+39", "within [1, 1000000000"],
+            ["objective.upper_power=1e+39", "must be at most 1"],
         ),
         ({"rl.optimizer.max_grad_norm": 1e39}, ["max_grad_norm=1e+39", "from 1e-15 to"]),
         ({"sft.optimizer.weight_decay": 1e-46}, ["weight_decay=1e-46", "must be 0 or positive, from 1e-15 to"]),

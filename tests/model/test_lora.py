@@ -139,7 +139,9 @@ def test_gradients_equal_those_of_the_full_parametrisation(base, adapters, batch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 4), (1, 8, 1)])
+@pytest.mark.parametrize(
+    "shape", [(2, 2, 2), (1, 1, 4), (1, 8, 1)]
+)
 def test_the_mesh_changes_nothing(shape, base, adapters, batch, mesh_of):
     mesh = mesh_of(shape)
     if CFG.kv_heads % shape[2]:

@@ -61,12 +61,7 @@ def test_logits_with_padding_and_gradients_are_those_of_transformers(kind, tied,
     write_model(model, tmp_path / "hf", kind)
     cfg, (tokens, mask) = folder_model_config(tmp_path / "hf"), batch()
     ends = TURN if kind == "llama" else EOS
-    assert (cfg.mask_id, cfg.eos_id, cfg.tied_head, cfg.head_size) == (
-        MASK,
-        ends,
-        tied,
-        {"qwen3": 16, "coda": 16, "llama": 8}.get(kind, 12),
-    )
+    assert (cfg.mask_id, cfg.eos_id, cfg.tied_head, cfg.head_size) == (MASK, ends, tied, {"qwen3": 16, "coda": 16, "llama": 8}.get(kind, 12))
     with jax.set_mesh(mesh):
         params = load_params(tmp_path / "hf", cfg, mesh)
         expected = logits_of(model, tokens, mask)
@@ -140,11 +135,7 @@ def test_files_survive_a_round_trip_and_load_in_transformers(kind, stored_head, 
         export(tmp_path / "model", tmp_path / "again", mesh)
     assert_same_files(tmp_path / "hf", tmp_path / "again")
     values = json.loads((tmp_path / "again/config.json").read_text())
-    values |= {
-        "architectures": [type(model).__name__],
-        "model_type": model.config.model_type,
-        "shifted": kind in ("dream", "coda"),
-    }
+    values |= {"architectures": [type(model).__name__], "model_type": model.config.model_type, "shifted": kind in ("dream", "coda")}
     (tmp_path / "again/config.json").write_text(json.dumps(values))
     loaded = type(model).from_pretrained(tmp_path / "again", attn_implementation="eager").eval()
     np.testing.assert_array_equal(logits_of(loaded, *batch()).detach(), logits_of(model, *batch()).detach())
