@@ -18,9 +18,9 @@ from igpo_jax.run import export as run_export
 from igpo_jax.runtime.files import require_plain_name
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.weights.digest import files_digest, model_files, network_digest
-from igpo_jax.weights.folders import convert, export, load_params
+from igpo_jax.weights.folders import convert, export, is_model_folder, load_params, original_name
 from igpo_jax.weights.huggingface import INDEX, folder_model_config, llada_config, tensor_names
-from igpo_jax.weights.new_folders import new_folder
+from igpo_jax.weights.new_folders import ORIGIN, new_folder
 from igpo_jax.weights.safetensors_files import stored_tensors
 from model_folders import PLAIN, write_folder
 
@@ -242,6 +242,20 @@ def test_a_huge_file_that_orbax_would_read_as_a_whole_is_refused(converted, tmp_
             with pytest.raises(ValueError, match=f"embedding cannot be read: .*{name}: more than {most} KiB"):
                 use()
         os.truncate(file, size)
+
+
+def test_a_folder_with_the_weights_of_two_models_is_refused(models, mesh):
+    folder = models / "model"
+    assert is_model_folder(folder) and not is_model_folder(models / "hf")
+    load_params(folder, folder_model_config(folder), mesh)
+    shutil.copy(models / "hf" / FILE, folder)
+    for use in (
+        lambda: load_params(folder, folder_model_config(folder), mesh),
+        lambda: original_name(folder),
+    ):
+        (folder / ORIGIN).unlink(missing_ok=True)
+        with pytest.raises(ValueError, match=f"{folder} has weights in params and in {FILE}, maybe of two models; remove one"):
+            use()
 
 
 def test_a_named_pipe_does_not_block_the_hash_of_a_model(tmp_path):
