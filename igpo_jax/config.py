@@ -181,9 +181,8 @@ class RewardConfig:
     # "task + 0.2*package.module:name" adds several functions; the first one decides which completions are correct.
     function: str = checked("", term_error)
     workers: int = checked(2, at_least(1, most=1024))  # processes that grade answers
-    deadline_seconds: float = checked(
-        5.0, lambda value: positive(value) or at_least(0, most=MOST_DEADLINE)(value)
-    )  # longest time for grading an answer, which otherwise has no verdict
+    # Longest time for grading an answer, which otherwise has no verdict
+    deadline_seconds: float = checked(5.0, at_least(0.001, most=MOST_DEADLINE))
     # A run stops if more than this share of the completions of an iteration or evaluation has no verdict, because grading took
     # too long or failed.
     max_ungraded: float = checked(0.2, within(0, 1))

@@ -22,13 +22,13 @@ from igpo_jax.config import with_tokenizer
 from igpo_jax.run.bucket_runs import is_run
 from igpo_jax.run.export import export_adapters, export_run
 from igpo_jax.runtime import distributed
-from igpo_jax.runtime.buckets import is_folder, path_of, require_model
+from igpo_jax.runtime.buckets import require_model
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.host import prepare_accelerators
 from igpo_jax.runtime.installation import command_igpo
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tokenizers import load_tokenizer
-from igpo_jax.weights.folders import convert, export
+from igpo_jax.weights.folders import convert, export, is_model_folder
 from igpo_jax.weights.huggingface import check_sha256, folder_model_config, masked_config
 
 SOURCE = flags.DEFINE_string(
@@ -55,7 +55,7 @@ def main(_):
     source, target = SOURCE.value, TARGET.value
     try:
         require_model(source, "--source")
-        kind = "run" if is_run(source) else "model" if is_folder(path_of(source) / "params") else "huggingface"
+        kind = "run" if is_run(source) else "model" if is_model_folder(source) else "huggingface"
         if VERIFY.value:
             files = ", ".join(check_sha256(source, VERIFY.value))
             print(escape_controls(f"{source}: as published: {files}"))

@@ -131,6 +131,10 @@ def _rules(file: pathlib.Path, part: str, rule: Any, children: str) -> list[Rule
         known = isinstance(kind, str) and kind in {*FIXED, *MEASURED} and isinstance(inner, list)
         if not known:
             raise ValueError(f"{file}: {part}: no known type of rule: {rule!r:.100}")
+        # The library would panic: in FixedLength at every text, in Strip at every token that consists of stripped characters.
+        require(kind != "FixedLength" or rule.get("length") != 0, f"{file}: {part}: FixedLength has the length 0")
+        strips = part == "decoder" and kind == "Strip" and rule.get("stop")
+        require(not strips, f"{file}: {part}: Strip at the end of tokens is not supported; set stop to 0")
         rules.append(rule)
         left += inner
         require(len(rules) + len(left) <= MOST_RULES, f"{file}: {part}: more than {MOST_RULES} rules")

@@ -181,6 +181,7 @@ class HuggingFaceTokenizer:
         self._names = {id: name for name, id in self._special.items()}
         self.special_ids = frozenset((*self._names, mask_id))
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        require(vocabulary, f"{path} is not a tokenizer: it has no tokens")
         self.vocab_size = max(vocabulary.values()) + 1
         if self.vocab_size > MOST_IDS:
             raise ValueError(f"{path}: ids up to {self.vocab_size - 1}; at most {MOST_IDS} ids are possible")
@@ -220,7 +221,7 @@ class HuggingFaceTokenizer:
 
     def _encoding(self, text: str) -> tokenizers.Encoding:
         require_short(self.file, len(text.encode()), self._encoding_growth)
-        with _one_line_errors("the tokenizer cannot encode a text"):
+        with _one_line_errors(f"{self.file} cannot encode a text"):
             return self._tokenizer.encode(text, add_special_tokens=False)
 
     def encode(self, text: str) -> list[int]:
@@ -248,7 +249,7 @@ class HuggingFaceTokenizer:
 
     def _decoded(self, ids: list[int]) -> str:
         require_short(self.file, len(ids) * self._longest, self._decoding_growth)
-        with _one_line_errors("the tokenizer cannot decode tokens"):
+        with _one_line_errors(f"{self.file} cannot decode tokens"):
             return self._tokenizer.decode(ids)
 
     def piece(self, id: int) -> str:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from igpo_jax.model import transformer
 from igpo_jax.model.sharding import ParameterInfo, Params, adapter_axes
 from igpo_jax.model.transformer import ModelConfig
+from igpo_jax.runtime.checks import positive, require
 
 ALL_LINEAR = ("query", "key", "value", "attention_out", "gate", "up", "down")
 REFERENCE_CODE_TARGETS = ("query", "key", "value", "up")  # of the released code's seven targets, only these take effect
@@ -32,8 +33,8 @@ class LoraConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "targets", tuple(self.targets))  # config files give lists
-        if self.rank < 1 or not 0 < self.alpha < math.inf:  # also rejects NaN
-            raise ValueError(f"lora.rank={self.rank} must be at least 1, lora.alpha={self.alpha} positive")
+        require(self.rank >= 1, f"lora.rank={self.rank} must be at least 1")
+        require(not positive(self.alpha), f"lora.alpha={self.alpha}{positive(self.alpha)}")
         if not self.targets or len(set(self.targets)) < len(self.targets) or not set(self.targets) <= set(ALL_LINEAR):
             raise ValueError(f"lora.targets={self.targets!r} must be some of {', '.join(ALL_LINEAR)}, each once")
 

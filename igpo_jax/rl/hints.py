@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from igpo_jax.model.sharding import Array
-from igpo_jax.runtime.checks import check_fields, checked, not_negative, one_of, require, within
+from igpo_jax.runtime.checks import at_least, check_fields, checked, not_negative, one_of, require, within
 
 FREE_TAIL = 30  # REF: the last positions of the canvas never hold hints
 MAX_GAP = 100  # REF: longest stretched gap between chunks
@@ -48,7 +48,7 @@ class InpaintingConfig:
     replace_fraction: float = checked(0.5, within(0, 1))  # lambda: at most this share of a group is replaced
     # Hinted completions of a group that are sampled at once, until lambda * G of them are correct, the first ones are all wrong,
     # or G are sampled. 0: all G at once, as in the paper.
-    tries: int = checked(0, not_negative)
+    tries: int = checked(0, at_least(0))
     exclude_answer: bool = True  # hints never show the answer. REF: False, the last chunk is always revealed
     round_up: bool = False  # of N chunks, False reveals floor(ratio * N), at least one. REF: True, N - floor(N * (1 - ratio))
     # Noise in the solutions, as in the paper's experiment on robustness, see tasks/noise.py: the share of their numbers and of

@@ -7,7 +7,6 @@ log pi(completion | prompt)."""
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 
 import flax
@@ -22,7 +21,7 @@ from igpo_jax.model.logprobs import token_scores
 from igpo_jax.model.sharding import Array, Params
 from igpo_jax.model.transformer import ModelConfig, forward
 from igpo_jax.rl.keys import KeyPurpose
-from igpo_jax.runtime.checks import at_least, check_fields, checked, one_of, require, within
+from igpo_jax.runtime.checks import MOST_NUMBER, at_least, check_fields, checked, one_of, require, within
 from igpo_jax.runtime.mesh import BATCH, shard_rows
 
 NOISE_LEVELS = 128  # estimator masked: at noise level t, a token is masked with probability t / NOISE_LEVELS
@@ -41,7 +40,7 @@ class LikelihoodConfig:
     # SPG: weight of the upper bound in the score of a completion with a negative advantage
     upper_weight: float = checked(0.0, within(0, 1))
     # SPG: power beta in the upper bound
-    upper_power: float = checked(1.0, lambda value: "" if 1 <= value < math.inf else " must be at least 1 and finite")
+    upper_power: float = checked(1.0, at_least(1, most=MOST_NUMBER))
     inner_steps: int = checked(4, at_least(1))  # mu: updates per rollout
 
     def __post_init__(self):

@@ -87,13 +87,14 @@ class Checkpoints(contextlib.AbstractContextManager):
             )
         self._local = isinstance(folder, pathlib.Path)  # otherwise, an epath.Path in a bucket
         self.folder: Any = folder.absolute() if self._local else folder
+        self._with_paths = set[int]()  # steps whose files may hold the path of the folder
         with raise_on_all_hosts():
             if jax.process_index() == 0 and not read_only:
                 if self._local:
                     integrity.check_names(self.folder)
+                    self._with_paths.update(integrity.steps_in(self.folder))  # a killed command may have left paths
                 integrity.remove_unreadable_metrics(self.folder)
         self._identity = dict(identity)
-        self._with_paths = set[int]()  # steps that were saved and still hold the path of the folder
         self.log_sums: Callable[[], Mapping[str, Any]] = dict
         self._preserved = policies.AnyPreservationPolicy(keepers)
         self._last: _Save | None = None  # None after it was waited for

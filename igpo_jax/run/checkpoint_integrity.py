@@ -17,23 +17,15 @@ import jax.numpy as jnp
 from igpo_jax.run.metrics import LOGS
 from igpo_jax.runtime.buckets import BucketError, all_files, names_in, read_range
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import (
-    MOST_BYTES,
-    first_line,
-    folder_size,
-    parse_json,
-    read_bytes,
-    read_json,
-    require_file,
-    require_plausible,
-)
+from igpo_jax.runtime.files import first_line, folder_size, parse_json, require_file, require_plausible
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import to_host
-from igpo_jax.runtime.orbax_files import METADATA, check_files, check_whole_files
+from igpo_jax.runtime.orbax_files import METADATA, MOST_METADATA, check_files, check_whole_files
 
 log = logging.getLogger(__name__)
 
 MOST_DIGITS = 15  # of a step
+NO_LINK = "is a symbolic link; remove it, or put the folder of the checkpoint in its place"
 COMMITTED = "commit_success.txt"  # Orbax's mark of a complete checkpoint
 # Stage -> (name of the configuration's fingerprint in the metadata, splits on which the stage depends). The fingerprint of the
 # supervised stage leaves out the keys of the RL stage, because the arms of a comparison share supervised checkpoints.
@@ -99,23 +91,28 @@ def is_step(name: str) -> bool:
 
 
 def steps_in(folder: pathlib.Path) -> list[int]:
-    """Returns the steps of the checkpoints in a folder in ascending order. Saves that were not finished are left out."""
+    """Returns the steps of the checkpoints in a folder in ascending order. Saves that were not finished are left out. Raises
+    ValueError if a symbolic link has the name of a step: Orbax cannot delete it, and many links could lead to one checkpoint,
+    which would be read again and again."""
     if isinstance(folder, pathlib.Path):
-        return sorted(int(path.name) for path in folder.glob("*") if is_step(path.name) and path.is_dir())
+        paths = [path for path in folder.glob("*") if is_step(path.name)]
+        for path in paths:
+            require(not path.is_symlink(), f"{path} {NO_LINK}")
+        return sorted(int(path.name) for path in paths if path.is_dir())
     # Objects cannot be renamed together, so Orbax writes a mark last.
     return sorted(int(name) for name in names_in(folder) if is_step(name) and COMMITTED in names_in(folder / name))
 
 
 def check_names(folder: pathlib.Path) -> None:
     """Raises ValueError if the name of a file or subfolder in a folder of checkpoints is a number that cannot be a step. Orbax
-    would fail at such a name. Also raises ValueError if the metadata of a checkpoint is no file, or has more than `MOST_BYTES`.
-    When Orbax opens the folder, it reads the metadata of all checkpoints, and would wait for a named pipe."""
+    would fail at such a name. Also raises ValueError if the metadata of a checkpoint is no file, or has more than
+    `MOST_METADATA`. When Orbax opens the folder, it reads the metadata of all checkpoints, and would wait for a named pipe."""
     for path in folder.glob("*"):
         foreign = path.name.isnumeric() and not is_step(path.name)
         require(not foreign, f"{path}: {path.name[:50]} is not the step of a checkpoint; move it away")
         about = path / METADATA
-        small = about.is_file() and about.stat().st_size <= MOST_BYTES
-        require(small or not about.exists(), f"{about} is no file of at most {MOST_BYTES >> 20} MiB; move {path} away")
+        small = about.is_file() and about.stat().st_size <= MOST_METADATA
+        require(small or not about.exists(), f"{about} is no file of at most {MOST_METADATA >> 10} KiB; move {path} away")
 
 
 def read_metadata(checkpoint: pathlib.Path) -> dict[str, Any] | None:
@@ -124,9 +121,8 @@ def read_metadata(checkpoint: pathlib.Path) -> dict[str, Any] | None:
     try:
         file = checkpoint / METADATA
         if isinstance(checkpoint, pathlib.Path):
-            about = read_json(file)["custom_metadata"]
-        else:
-            about = parse_json(read_range(file, 0, MOST_BYTES), file)["custom_metadata"]
+            require_file(file)
+        about = parse_json(read_range(file, 0, MOST_METADATA), file)["custom_metadata"]
         check_metadata(about, int(checkpoint.name))
     except BucketError:
         raise
@@ -169,7 +165,7 @@ def is_about_this_machine(error: Exception) -> bool:
 def remove_unreadable_metrics(folder: Any) -> None:
     """Removes the metrics of checkpoints if they are damaged. Orbax would fail on damaged metrics, because it reads the metrics
     of all checkpoints when it opens the folder, and compares their accuracies when it saves. If a symbolic link leads to
-    damaged metrics outside of the folder, raises ValueError and does not remove them."""
+    damaged metrics in another folder, raises ValueError and does not remove them."""
     local = isinstance(folder, pathlib.Path)
     if local:
         paths = [path for path in folder.glob("*/metrics/metrics") if is_step(path.parents[1].name)]  # not of unfinished saves
@@ -180,14 +176,14 @@ def remove_unreadable_metrics(folder: Any) -> None:
         try:
             if local:
                 require_file(path)  # reading a named pipe would block
-            metrics = parse_json(read_bytes(path) if local else read_range(path, 0, MOST_BYTES), path)
+            metrics = parse_json(read_range(path, 0, MOST_METADATA), path)
             accuracy = metrics.get("accuracy") if isinstance(metrics, dict) else None
             require(type(accuracy) in (int, float), f"accuracy={accuracy!r} is no number")
         except BucketError:
             raise
         except (ValueError, FileNotFoundError, IsADirectoryError) as error:
             if local and path.parent.resolve() != folder.resolve() / path.parents[1].name / path.parent.name:
-                raise ValueError(f"{path.parents[1]} leads out of {folder} and has damaged metrics; remove the link") from None
+                raise ValueError(f"{path.parent} leads to damaged metrics in another folder; remove the link") from None
             log.warning("%s cannot be read (%s); removed", path, describe(error))
             if local:
                 shutil.rmtree(path.parent, ignore_errors=True)
@@ -198,12 +194,15 @@ def remove_unreadable_metrics(folder: Any) -> None:
 def remove_paths(folder: pathlib.Path, steps: set[int]) -> None:
     """Removes absolute paths of this machine from the files of complete checkpoints. Orbax writes these paths into the files,
     but later only tests whether the files exist. `steps` contains the steps of the checkpoints. The steps of complete
-    checkpoints are removed from this set."""
+    checkpoints are removed from this set. Does not change files that may also be files of another folder, through a link."""
     for step in [step for step in steps if (folder / str(step)).is_dir()]:
         for file in (folder / str(step)).rglob(COMMITTED):
-            with contextlib.suppress(FileNotFoundError), file.open("r+") as opened:  # it may be deleted meanwhile
-                opened.write("committed\n")
-                opened.truncate()
+            with contextlib.suppress(FileNotFoundError, PermissionError):  # it may be deleted meanwhile
+                if not file.is_file() or file.is_symlink() or file.stat().st_nlink > 1:
+                    continue
+                with file.open("r+") as opened:
+                    opened.write("committed\n")
+                    opened.truncate()
         steps.discard(step)
 
 

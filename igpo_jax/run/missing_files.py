@@ -12,7 +12,7 @@ from typing import Any
 
 from igpo_jax.config import Config
 from igpo_jax.run.bucket_runs import checkpoints_of
-from igpo_jax.run.checkpoint_integrity import other_identity, read_metadata, steps_in
+from igpo_jax.run.checkpoint_integrity import NO_LINK, other_identity, read_metadata, steps_in
 from igpo_jax.run.metrics import LOGS, read_log
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import is_inside
@@ -27,12 +27,15 @@ def has_checkpoints(workdir: pathlib.Path) -> bool:
 
 def check_links(workdir: pathlib.Path) -> None:
     """Raises ValueError if a symbolic link in the run's folder leads out of this folder. The folder may come from an untrusted
-    source, and the run would write to the target of the link. The run's folder itself may be a link."""
+    source, and the run would write to the target of the link. The run's folder itself may be a link. Also raises ValueError if
+    a checkpoint or an unfinished save is a link, which neither Orbax nor `Checkpoints` could delete."""
     saved, events = workdir / "checkpoints", workdir / "tensorboard"
     written = (events, *events.glob("*"), *map(workdir.joinpath, LOGS), saved, *saved.glob("*"), *saved.glob("*/*"))
     for path in written:
         place = f"{path} leads to {os.path.realpath(path)}, outside of the run"
         require(is_inside(path, workdir), f"{place}; move the run to where it shall be and give this place as --workdir")
+    for path in saved.glob("*/*"):
+        require(not path.is_symlink(), f"{path} {NO_LINK}")
 
 
 def check_identities(workdir: pathlib.Path, identities: Mapping[str, Mapping[str, Any]]) -> None:

@@ -15,6 +15,8 @@ MOST_TOKENS = 1 << 16  # of a prompt or a completion
 MOST_ROWS = 1 << 16  # of a batch
 MOST_PROBLEMS = 10**6  # of a split that a task generates, and of an evaluation
 MOST_DEADLINE = 3600  # seconds to grade an answer
+# Products and quotients of two such numbers and a logit are neither 0 nor infinite in float32.
+LEAST_NUMBER, MOST_NUMBER = 1e-15, 1e15
 
 
 def checked(default: Any, check: Check) -> Any:
@@ -54,15 +56,15 @@ def one_of(*known: str) -> Check:
 
 
 def not_negative(value: float) -> str:
-    """Checks that a value is at least 0 and finite. Returns "" if the value is valid, otherwise the end of an error message.
-    Rejects NaN."""
-    return "" if 0 <= value < math.inf else " must not be negative or infinite"
+    """Checks that a value is 0 or from `LEAST_NUMBER` to `MOST_NUMBER`. Returns "" if the value is valid, otherwise the end of
+    an error message. Rejects NaN."""
+    return "" if value == 0 else " must not be negative" if value < 0 else positive(value).replace(" be", " be 0 or", 1)
 
 
 def positive(value: float) -> str:
-    """Checks that a value is positive and finite. Returns "" if the value is valid, otherwise the end of an error message.
-    Rejects NaN."""
-    return "" if 0 < value < math.inf else " must be positive and finite"
+    """Checks that a value is from `LEAST_NUMBER` to `MOST_NUMBER`. Returns "" if the value is valid, otherwise the end of an
+    error message. Rejects NaN."""
+    return "" if LEAST_NUMBER <= value <= MOST_NUMBER else f" must be positive, from {LEAST_NUMBER:g} to {MOST_NUMBER:g}"
 
 
 def ascending_lengths(values: tuple[int, ...]) -> str:

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from igpo_jax.model.sharding import Params
+from igpo_jax.runtime.checks import not_negative, positive, require
 from igpo_jax.runtime.mesh import replicated, split_rows
 from igpo_jax.training.policy import Policy
 
@@ -31,11 +32,14 @@ class OptimizerConfig:
     def __post_init__(self):
         if self.schedule not in ("constant", "cosine", "linear"):
             raise ValueError(f"schedule={self.schedule!r} is none of constant, cosine, linear")
-        # Comparisons in this form also reject NaN.
-        if not (0 < self.learning_rate < math.inf and self.max_grad_norm > 0 and self.warmup_steps >= 0):
-            raise ValueError("learning_rate and max_grad_norm must be positive, warmup_steps not negative")
-        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1 and 0 <= self.weight_decay < math.inf):
-            raise ValueError(f"b1={self.b1} and b2={self.b2} must lie in [0, 1), weight_decay not be negative")
+        for name, problem in (
+            ("learning_rate", positive(self.learning_rate)),
+            ("max_grad_norm", "" if self.max_grad_norm == math.inf else positive(self.max_grad_norm)),
+            ("weight_decay", not_negative(self.weight_decay)),
+        ):
+            require(not problem, f"{name}={getattr(self, name)}{problem}")
+        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1 and self.warmup_steps >= 0):  # also rejects NaN
+            raise ValueError(f"b1={self.b1} and b2={self.b2} must lie in [0, 1), warmup_steps not be negative")
         if self.first_moment_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"first_moment_dtype={self.first_moment_dtype!r} is not 'float32' or 'bfloat16'")
 

@@ -82,13 +82,23 @@ def _layouts(values: dict[str, Any], cfg: ModelConfig, mesh: Mesh, stores_head: 
     return layouts
 
 
+def is_model_folder(folder: str | os.PathLike) -> bool:
+    """Returns whether a folder, which may be in a bucket, is a model folder and not a Hugging Face folder. Raises ValueError if
+    it has the weights of both, because they may be two models."""
+    if not is_folder(path_of(folder) / "params"):
+        return False
+    for file in path_of(folder).glob("model*.safetensors"):
+        raise ValueError(f"{folder} has weights in params and in {file.name}, maybe of two models; remove one of them")
+    return True
+
+
 def stores_tied_head(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelConfig) -> bool:
     """Returns whether the weight files of a Hugging Face folder contain a second copy of the embedding as the output head. For
     a model folder, returns whether the Hugging Face folder from which it was converted contained this copy. transformers writes
     the copy for some models with a tied head. `values` is the content of config.json."""
     if not cfg.tied_head:
         return False
-    if is_folder(path_of(folder) / "params"):
+    if is_model_folder(folder):
         origin = small_files(folder) / ORIGIN
         return origin.is_file() and read_json(origin).get("stores_tied_head") is True
     return head_name(values) in stored_tensors(folder)
@@ -231,7 +241,7 @@ def load_params(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, allow_n
     over the mesh. If `cfg.base_dtype` is set, the matrices are quantized from the stored values, one parameter at a time.
     Raises ValueError if the folder is incomplete, or if values are NaN or infinite and `allow_nonfinite` is False. The message
     names the file or tensor."""
-    stream = stream_model_folder if is_folder(path_of(folder) / "params") else stream_hugging_face
+    stream = stream_model_folder if is_model_folder(folder) else stream_hugging_face
     params = stream(folder, cfg, mesh, None if cfg.base_dtype else cfg.param_dtype, allow_nonfinite)
     params = _with_progress(params, cfg, mesh, "loading")
     return unflatten_dict(dict(_quantized(params, cfg, mesh) if cfg.base_dtype else params))
@@ -333,7 +343,7 @@ def original_name(folder: str | os.PathLike) -> str:
     if origin.is_file():
         source = read_json(origin).get("source")
         return source if isinstance(source, str) and source.isprintable() else ""
-    if is_folder(path_of(folder) / "params"):
+    if is_model_folder(folder):
         return ""
     if is_address(folder):
         return os.fspath(folder)

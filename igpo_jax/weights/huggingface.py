@@ -14,6 +14,7 @@ from igpo_jax.families import FAMILIES, LLADA, Family, Path, architecture_of, fa
 from igpo_jax.model.attention import RopeScaling
 from igpo_jax.model.transformer import ModelConfig, parameter_table
 from igpo_jax.runtime.buckets import path_of, small_files
+from igpo_jax.runtime.checks import MOST_NUMBER
 from igpo_jax.runtime.files import read_json
 from igpo_jax.tokenizers import load_tokenizer, special_tokens
 
@@ -205,9 +206,9 @@ def _without_llama3_rope(values: dict[str, Any]) -> tuple[dict[str, Any], RopeSc
             continue
         factor, low, high = (_positive(group, name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
         original = _integer(group, "original_max_position_embeddings")
-        if factor < 1 or not low < high <= MOST_FREQ_FACTOR:
-            wanted = f"factor must be at least 1, low_freq_factor below high_freq_factor, and that at most {MOST_FREQ_FACTOR:g}"
-            raise ValueError(f"config.json: {key}={repr(group)[:200]}: {wanted}")
+        if not 1 <= factor <= MOST_NUMBER or not low < high <= MOST_FREQ_FACTOR:
+            wanted = f"low_freq_factor below high_freq_factor, and that at most {MOST_FREQ_FACTOR:g}"
+            raise ValueError(f"config.json: {key}={repr(group)[:200]}: factor must be from 1 to {MOST_NUMBER:g}, {wanted}")
         found.add(RopeScaling(factor, low, high, original))
         rest = {name for name in group if name not in LLAMA3_ROPE}
         values = values | {key: {name: group[name] for name in rest}}

@@ -138,15 +138,15 @@ def test_reading_damaged_metrics_changes_no_file(content, saved, tmp_path):
     for place in (folder / "2", tmp_path / "elsewhere"):
         (place / "metrics").mkdir(parents=True, exist_ok=True)
         (place / "metrics" / "metrics").write_bytes(content)
-    (folder / "3").symlink_to(tmp_path / "elsewhere")
+    (folder / "1" / "metrics").symlink_to(tmp_path / "elsewhere" / "metrics")
     before = contents(tmp_path)
     with Checkpoints(folder, keep=3, read_only=True) as checkpoints:
         assert checkpoints.restore_params(abstract_params())[0] == 2
     assert contents(tmp_path) == before
-    with pytest.raises(ValueError, match="leads out of"), Checkpoints(folder, keep=3):
+    with pytest.raises(ValueError, match="1/metrics leads to damaged metrics in another folder"), Checkpoints(folder, keep=3):
         pass
     assert (tmp_path / "elsewhere/metrics/metrics").read_bytes() == content
-    (folder / "3").unlink()
+    (folder / "1" / "metrics").unlink()
     with Checkpoints(folder, keep=3):  # training removes what is damaged, because the best checkpoint is kept
         assert not (folder / "2" / "metrics").exists()
 

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore
+from orbax.checkpoint import v1 as ocp
 
 from igpo_jax.run import checkpoint_integrity as integrity
 from igpo_jax.run.checkpoint import Checkpoints
+from igpo_jax.run.missing_files import check_links, has_checkpoints
 from igpo_jax.runtime.files import folder_size
 
 KEY = jax.random.key(3)
@@ -91,8 +93,67 @@ def make_huge_metadata(folder):
 def test_metadata_that_is_a_pipe_or_huge_is_refused_before_orbax_reads_it(change, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "run" / "checkpoints" / "sft")
     change(folder)
-    with pytest.raises(ValueError, match=f"2/_CHECKPOINT_METADATA is no file of at most 64 MiB; move {folder}/2 away"):
+    with pytest.raises(ValueError, match=f"2/_CHECKPOINT_METADATA is no file of at most 256 KiB; move {folder}/2 away"):
         Checkpoints(folder, keep=3)
+
+
+def many_arrays(folder):
+    """Names thousands of arrays. Orbax takes 25 KB of memory for each, so that 200,000 would need 5 GB and minutes."""
+    file = folder / "2" / "state" / "_METADATA"
+    values = json.loads(file.read_text())
+    [name, *_] = arrays = values["tree_metadata"]
+    arrays |= {f"('params', 'z{number}')": arrays[name] for number in range(2000)}
+    file.write_text(json.dumps(values))
+
+
+def many_chunks_of_arrays(folder):
+    [file] = (folder / "2" / "state" / "array_metadatas").iterdir()
+    values = json.loads(file.read_text())
+    values["array_metadatas"] *= 2000
+    file.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("change", [many_arrays, many_chunks_of_arrays])
+def test_a_checkpoint_that_names_thousands_of_arrays_is_passed_over(change, saved, tmp_path, monkeypatch, caplog):
+    folder = shutil.copytree(saved, tmp_path / "run" / "checkpoints" / "sft")
+    change(folder)
+    reading, read = ocp.checkpointables_metadata, []
+    monkeypatch.setattr(ocp, "checkpointables_metadata", lambda path: read.append(path) or reading(path))
+    assert newest(folder) == 1 and read == [folder / "1"]  # before Orbax reads it
+    assert "more than 256 KiB" in caplog.text
+
+
+def test_large_metadata_is_not_parsed(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "run" / "checkpoints" / "sft")
+    file = folder / "2" / "_CHECKPOINT_METADATA"
+    assert integrity.read_metadata(folder / "2")["data_position"] == 2
+    file.write_text(" " * 2**20 + file.read_text())
+    assert integrity.read_metadata(folder / "2") is None
+    with pytest.raises(ValueError, match="2/_CHECKPOINT_METADATA is no file of at most 256 KiB"):
+        Checkpoints(folder, keep=3)
+
+
+@pytest.mark.parametrize("target", ["2", "nowhere", "../../../elsewhere"])
+def test_a_link_in_the_place_of_a_checkpoint_is_refused(target, saved, tmp_path):
+    """Orbax cannot delete it, and thousands of links could lead to one large checkpoint."""
+    folder = shutil.copytree(saved, tmp_path / "run" / "checkpoints" / "sft")
+    shutil.copytree(saved / "2", tmp_path / "elsewhere")
+    (folder / "7").symlink_to(target)
+    for use in (
+        lambda: newest(folder),
+        lambda: Checkpoints(folder, keep=3),
+        lambda: check_links(tmp_path / "run"),
+        lambda: has_checkpoints(tmp_path / "run"),
+    ):
+        with pytest.raises(ValueError, match=f"{folder / '7'} (is a symbolic link; remove it|leads to .*, outside of the run)"):
+            use()
+
+
+def test_a_link_in_the_place_of_an_unfinished_save_is_refused(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "run" / "checkpoints" / "sft")
+    (folder / "7.orbax-checkpoint-tmp").symlink_to("2")
+    with pytest.raises(ValueError, match="7.orbax-checkpoint-tmp is a symbolic link; remove it"):
+        check_links(tmp_path / "run")
 
 
 def test_metrics_that_are_a_pipe_do_not_block_the_run(saved, tmp_path, caplog):

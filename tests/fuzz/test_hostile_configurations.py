@@ -37,6 +37,23 @@ def test_what_they_start_from_builds(file, variant):
         ({"lora.targets": ("query", 1)}, ["lora.targets=('query', 1)", "no str"]),
         ({"mesh": 3}, ["mesh=3", "no dict"]),
         ({"rl.optimizer.b1": "x"}, ["rl.optimizer.b1='x'", "no float"]),
+        *(  # float32 cannot hold these numbers, or their products with logits
+            ({key: value}, [f"{key.rpartition('.')[2]}={value}", "from 1e-15 to"])
+            for value in (1e39, 1e308, 1e-46, float("inf"))
+            for key in (
+                "evaluation.temperature",
+                "sampler.cfg_scale",
+                "objective.clip_high",
+                "reward.scale",
+                "sft.optimizer.learning_rate",
+            )
+        ),
+        (
+            {"objective.upper_power": 1e39, "objective.upper_weight": 0.5},
+            ["objective.upper_power=1e+39", "must be at most 1"],
+        ),
+        ({"rl.optimizer.max_grad_norm": 1e39}, ["max_grad_norm=1e+39", "from 1e-15 to"]),
+        ({"sft.optimizer.weight_decay": 1e-46}, ["weight_decay=1e-46", "must be 0 or positive, from 1e-15 to"]),
         ({"model.rope_theta": -1.0}, ["model.rope_theta=-1.0", "must be from 1"]),
         ({"objective.upper_power": 2.0}, ["objective.upper_power=2.0", "objective.upper_weight"]),
         ({"sampler.refresh": 2}, ["sampler.refresh=2", "sampler.cache"]),

@@ -1,9 +1,11 @@
 """Single values of strangers' files that once ran for hours, filled the memory, ended with a traceback or were silently accepted."""
 
+import base64
 import dataclasses
 import json
 import tracemalloc
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from tokenizers import Tokenizer, decoders, models
@@ -128,6 +130,38 @@ def test_an_empty_pattern_is_one_error(tmp_path, capfd):
     with pytest.raises(ValueError, match="its pattern is empty"):
         load_tokenizer(tmp_path, mask)
     assert "panicked" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("values, message", [
+    ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "pre_tokenizer: FixedLength has the length 0"),
+    ({"decoder": {"type": "Strip", "content": "a", "start": 0, "stop": 9}}, "decoder: Strip at the end of tokens is not"),
+    ({"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}, "is not a tokenizer: it has no tokens"),
+])  # fmt: skip
+def test_a_tokenizer_at_which_the_library_would_panic_is_one_error(values, message, tmp_path, capfd):
+    mask = changed_tokenizer(tmp_path, lambda content: content.update(values))
+    with pytest.raises(ValueError, match=f"{tmp_path / 'tokenizer.json'}.*{message}"):
+        load_tokenizer(tmp_path, mask)
+    assert "panicked" not in capfd.readouterr().err
+
+
+def test_a_strip_at_the_beginning_of_tokens_is_read(tmp_path):
+    """As in the files of Llama 2."""
+    rule = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    load_tokenizer(tmp_path, changed_tokenizer(tmp_path, lambda content: content.update({"decoder": rule})))
+
+
+def test_a_panic_of_the_library_names_the_file(tmp_path):
+    """The one key of this character map leads to a replacement behind its end."""
+    units = np.zeros(512, "<u4")
+    units[0] = 256 << 10  # to 256
+    units[256 ^ 0x61] = 0x61 | 1 << 8 | (0x61 << 10)  # a; its value is at 256
+    units[256] = 1 << 31 | 1000
+    charsmap = base64.b64encode(np.uint32(units.nbytes).tobytes() + units.tobytes() + b"b\0").decode()
+    rule = {"type": "Precompiled", "precompiled_charsmap": charsmap}
+    mask = changed_tokenizer(tmp_path, lambda content: content.update({"normalizer": rule}))
+    tokenizer = load_tokenizer(tmp_path, mask)
+    with pytest.raises(ValueError, match=f"{tmp_path / 'tokenizer.json'} cannot encode a text: "):
+        tokenizer.encode("abc")
 
 
 def test_a_text_with_all_private_characters_is_encoded(spaced):

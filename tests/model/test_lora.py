@@ -160,7 +160,8 @@ def test_the_mesh_changes_nothing(shape, base, adapters, batch, mesh_of):
 
 @pytest.mark.parametrize("change, message", [
     (dict(rank=0), "lora.rank=0 must be at least 1"),
-    (dict(alpha=0.0), "lora.alpha=0.0 positive"),
+    (dict(alpha=0.0), "lora.alpha=0.0 must be positive, from 1e-15"),
+    (dict(alpha=1e39), "lora.alpha=1e.39 must be positive, from 1e-15 to"),
     (dict(targets=()), "lora.targets=.. must be some of query"),
     (dict(targets=("query", "query")), "each once"),
     (dict(targets=("q_proj",)), "lora.targets=.'q_proj',. must be some of query, key"),

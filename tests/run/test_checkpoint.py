@@ -62,6 +62,27 @@ def test_checkpoints_do_not_hold_the_path_to_them(tmp_path):
         assert again.steps() == [1, 2, 3] and again.restore_latest(state, jax.random.key(0))[0] == 3
 
 
+def test_paths_that_a_killed_command_left_are_removed(tmp_path):
+    """Only process 0 of the run removes them, after a save; a reader changes nothing. Files that a link shares are left."""
+    state, folder = {"params": {"w": jnp.arange(3.0)}}, tmp_path / "sft"
+    with Checkpoints(folder, keep=3) as writer:
+        writer.save(1, state, jax.random.key(0))
+    [first, second, third] = sorted((folder / "1").rglob("commit_success.txt"))
+    first.write_text(f"committed to {folder}, or a longer text")
+    (tmp_path / "linked").write_text("mine")
+    second.unlink()
+    second.symlink_to(tmp_path / "linked")
+    third.unlink()
+    third.hardlink_to(tmp_path / "linked")
+    with Checkpoints(folder, keep=3, read_only=True):
+        pass
+    assert str(folder) in first.read_text()
+    with Checkpoints(folder, keep=3) as writer:
+        writer.wait()
+        assert first.read_text() == "committed\n"
+    assert (tmp_path / "linked").read_text() == "mine"
+
+
 def test_checkpoints_are_kept_for_good_and_read_by_their_step(tmp_path):
     with Checkpoints(tmp_path / "rl", keep=2, keep_every=4) as writer:
         for step in range(1, 12):

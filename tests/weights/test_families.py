@@ -230,6 +230,7 @@ BIAS = "model.layers.1.self_attn.k_proj.bias"
     ("llama", edited({"rope_scaling": {"rope_type": "yarn", "factor": 32.0}}), "rope_scaling=.*: rope_type='yarn' is not"),
     ("qwen3", edited({"rope_scaling": LLAMA3}), "rope_scaling=.*: rope_type='llama3' is not"),
     ("llama", edited({"rope_scaling": LLAMA3 | {"factor": "x"}}), "factor must be a positive number, not 'x'"),
+    ("llama", edited({"rope_scaling": LLAMA3 | {"factor": 1e39}}), "factor must be from 1 to 1e.15"),
     ("llama", edited({"rope_scaling": LLAMA3 | {"low_freq_factor": 9.0}}), "low_freq_factor below high_freq_factor"),
     ("llama", edited({"rope_scaling": LLAMA3 | {"high_freq_factor": 1e307}}), "and that at most 1e\\+15"),  # NaN in float32
     ("llama", edited({"rope_scaling": LLAMA3 | {"beta_fast": 2}}), "beta_fast=2 is not supported"),

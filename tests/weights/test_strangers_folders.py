@@ -18,9 +18,9 @@ from igpo_jax.run import export as run_export
 from igpo_jax.runtime.files import require_plain_name
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.weights.digest import files_digest, model_files, network_digest
-from igpo_jax.weights.folders import convert, export, load_params
+from igpo_jax.weights.folders import convert, export, is_model_folder, load_params, original_name
 from igpo_jax.weights.huggingface import INDEX, folder_model_config, llada_config, tensor_names
-from igpo_jax.weights.new_folders import new_folder
+from igpo_jax.weights.new_folders import ORIGIN, new_folder
 from igpo_jax.weights.safetensors_files import stored_tensors
 from model_folders import PLAIN, write_folder
 
@@ -231,7 +231,7 @@ def test_a_header_without_end_is_not_read(tmp_path):
 
 def test_a_huge_file_that_orbax_would_read_as_a_whole_is_refused(converted, tmp_path, mesh):
     folder = shutil.copytree(converted / "model", tmp_path / "model")
-    for name in ("_CHECKPOINT_METADATA", "state/_sharding"):
+    for name, most in (("_CHECKPOINT_METADATA", "256"), ("state/_METADATA", "256"), ("state/_sharding", "65536")):
         file = folder / "params" / "embedding" / name
         size = file.stat().st_size
         os.truncate(file, 10**8)  # a hole
@@ -239,9 +239,23 @@ def test_a_huge_file_that_orbax_would_read_as_a_whole_is_refused(converted, tmp_
             lambda: load_params(folder, folder_model_config(folder), mesh),
             lambda: export(folder, tmp_path / "target", mesh),
         ):
-            with pytest.raises(ValueError, match=f"embedding cannot be read: .*{name}: more than 64 MiB"):
+            with pytest.raises(ValueError, match=f"embedding cannot be read: .*{name}: more than {most} KiB"):
                 use()
         os.truncate(file, size)
+
+
+def test_a_folder_with_the_weights_of_two_models_is_refused(models, mesh):
+    folder = models / "model"
+    assert is_model_folder(folder) and not is_model_folder(models / "hf")
+    load_params(folder, folder_model_config(folder), mesh)
+    shutil.copy(models / "hf" / FILE, folder)
+    for use in (
+        lambda: load_params(folder, folder_model_config(folder), mesh),
+        lambda: original_name(folder),
+    ):
+        (folder / ORIGIN).unlink(missing_ok=True)
+        with pytest.raises(ValueError, match=f"{folder} has weights in params and in {FILE}, maybe of two models; remove one"):
+            use()
 
 
 def test_a_named_pipe_does_not_block_the_hash_of_a_model(tmp_path):
