@@ -116,7 +116,7 @@ MUTANTS = (
     Mutant("grading/equality.py", "first.value == second.value / 100 if answer.kind == \"percent\" else first.value / 100 == second.value", "False", GRADING),
     Mutant("grading/equality.py", "abs(missing) <= last / 2 or 0 < missing < last", "abs(missing) <= last", GRADING),
     Mutant("grading/equality.py", "if gold.unit[0] != answer.unit[0]:", "if False:", GRADING),
-    Mutant("grading/equality.py", "gold.name and answer.name and gold.name != answer.name", "False", GRADING),
+    Mutant("grading/equality.py", "gold.name and answer.name and is_renamed", "False", GRADING),
     Mutant("grading/equality.py", "if not _is_consistent(gold) or not _is_consistent(answer):", "if False:", GRADING),
     Mutant("grading/answers.py", "if match.start() < end:", "if False:", GRADING),
     Mutant("grading/answers.py", "first = line or (concluded", "first = (concluded", GRADING),
