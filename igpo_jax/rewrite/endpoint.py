@@ -143,8 +143,8 @@ async def _ask(client, endpoint: Endpoint, messages: Messages) -> Reply:
 
 
 def _reason(error: Exception, key: str) -> str:
-    """Returns the message of an error as one printable line without the endpoint's key. Uses the message in the body of the response if there is one,
-    because the openai library's own message repeats the whole body."""
+    """Returns the message of an error as one printable line without the endpoint's key. Uses the message in the body of the
+    response if there is one, because the openai library's own message repeats the whole body."""
     status, body = getattr(error, "status_code", None), getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
     cause = error.__cause__ if str(error) == "Connection error." else None  # only the cause says why

@@ -224,11 +224,10 @@ def open_experiment(
         fingerprints = {stage: configuration.fingerprint(begun, stage) for stage in STAGES}
         check_identities(workdir, {stage: _identity(stage, fingerprints, data) for stage in STAGES})
         is_begun = not is_new or has_checkpoints(workdir)
-        for name in ("report.html", "result.json", *LOGS):
-            # With data.json, which `_check_data` has read, the other files may be lost.
-            known = is_begun or (accept_loss and (workdir / "data.json").is_file())
-            file = path_of(address_of(workdir)) / name
-            require(known or not file.exists(), f"{file} is of no run, and a run would replace it; give another --workdir")
+        # With data.json, which `_check_data` has read, the other files may be lost.
+        is_known = is_begun or (accept_loss and (workdir / "data.json").is_file())
+        for file in (path_of(address_of(workdir)) / name for name in ("report.html", "result.json", *LOGS)):
+            require(is_known or not file.exists(), f"{file} is of no run, and a run would replace it; give another --workdir")
         check_stages(workdir, config, accept_loss)
         if jax.process_index() == 0 and is_new:
             workdir.mkdir(parents=True, exist_ok=True)

@@ -198,8 +198,8 @@ def _text(row: dict[str, Any], name: str) -> str:
 
 
 def _answer(row: dict[str, Any], name: str) -> str:
-    """Returns the answer in the column `name` of a row. Raises `Dropped` if the answer is null or infinite. Raises TypeError if the column
-    contains a whole solution instead of an answer, because no completion would match it."""
+    """Returns the answer in the column `name` of a row. Raises `Dropped` if the answer is null or infinite. Raises TypeError if
+    the column contains a whole solution instead of an answer, because no completion would match it."""
     if is_null(row[name]) or row[name] in INFINITE:
         raise Dropped("without an answer")
     answer = _text(row, name)

@@ -32,6 +32,7 @@ WRONG = r"""
 5 << more than 5
 5 << not 5
 5 << minus 5
+5 << twice 5
 5 << >5
 5 << 5m
 101 << 101 in binary
@@ -47,6 +48,7 @@ WRONG = r"""
 4\text{ square feet} << 4\text{ feet}
 f(x)=3 << g(x)=3
 [0,1] << [0,1)
+[-1,3] << [-1,3)
 204_5 << 204_4
 1,2,3 << 1,2
 8:34 << 8:35
@@ -151,6 +153,7 @@ s^2 \le 8r^2 << s^2 \le 8r^2 \approx 1000
 20\text{ degrees Celsius} << 20\text{ degrees Fahrenheit}
 """
 RIGHT = r"""
+12000 << 12 000
 6\text{ m} << 600 \text{ cm}
 \$0.40 << 40 \text{ cents}
 5 << = 5
