@@ -82,6 +82,7 @@ WORDS_BEGIN = re.compile(
 )
 RUN = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]+")
 ARTICLE = re.compile(r"(?i)^[\"“”` ]*(?:\\text\{)?(?:the|an?)\}?\s+(?=\\text\{|[a-z]{4})")
+NO_TERM = re.compile(r"\\(?:sum|prod|int|lim)(?![a-zA-Z])(?:\s*[_^]\s*(?:\{[^{}]*\}|\S))*\s*$")  # pt in \sum_k pt is a product
 KEPT = re.compile(  # 5 1/2 is not 51/2, 1 .5 is not 1.5, 2 e3 is not 2e3, \sin h is not \sinh
     r"(?<=[\d.])\s+(?=[\d.]|[eE][-+\d])|(?<=\d[eE])\s+(?=[-+\d])|(\\[a-zA-Z]+)\s+(?=[a-zA-Z])"
 )
@@ -315,7 +316,7 @@ def _measured(text: str) -> Answer:
     found = _value(before) if stated else answer
     is_argument = found.kind == "formula" and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", before)  # \sin 30^\circ
     is_letter = re.fullmatch(r"\s*[mgL].*", words[0]) and found.kind != "number"  # 2x m is a product
-    if stated and found.kind != "text" and not is_argument and not is_letter:
+    if stated and found.kind != "text" and not is_argument and not is_letter and not NO_TERM.search(before):
         return dataclasses.replace(found, unit=stated if stated[0] else unit or stated)
     return dataclasses.replace(answer, unit=unit)
 

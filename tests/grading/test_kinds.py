@@ -48,6 +48,9 @@ WRONG = r"""
 4\text{ square feet} << 4\text{ feet}
 f(x)=3 << g(x)=3
 [0,1] << [0,1)
+\sum_{k}pt << \sum_{k}Pt
+\prod_{i=1}^{n} cm << \prod_{i=1}^{n} mc
+\int cm << \int 100m
 [-1,3] << [-1,3)
 204_5 << 204_4
 1,2,3 << 1,2
