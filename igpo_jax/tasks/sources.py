@@ -33,6 +33,7 @@ METAMATH_TYPES = ("GSM_AnsAug", "MATH_AnsAug")
 # Marks of a missing answer. Answers in words, such as \\text{None} or "no solution", are not in this list.
 PLACEHOLDERS = {"n/a", "nan", "none", "not found", "notfound", "null", "proof"}
 INFINITE = (math.inf, -math.inf)  # JSON may have the numbers Infinity and 1e400
+BLANK = " \u115f\u1160\u2800\u3164\uffa0"  # printable characters without ink: space, fillers of Hangul, Braille without dots
 MARKUP = re.compile(r"\\(?:boxed|fbox|text|mathrm|left|right|[,;:!~ ])|(?<!\\)[{}]|[\s$~.,;]")
 
 GSM8K_ANSWER = re.compile(r"(?:^|\s)####\s*\S")  # the last line of a solution in a file of GSM8K
@@ -225,8 +226,9 @@ def _solution(row: dict[str, Any], name: str) -> str:
 
 
 def _is_visible(text: str) -> bool:
-    """Returns whether a text has a character besides spaces, control characters, and combining marks such as accents."""
-    return any(c.isprintable() and c != " " and not unicodedata.category(c).startswith("M") for c in text)
+    """Returns whether a text has a character besides control characters, combining marks such as accents, and those in
+    `BLANK`."""
+    return any(c.isprintable() and c not in BLANK and not unicodedata.category(c).startswith("M") for c in text)
 
 
 def _require_answer(answer: str) -> None:

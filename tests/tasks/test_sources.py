@@ -79,6 +79,7 @@ def test_where_any_solution_gives_its_answer_away(answer, solution, found, tmp_p
     ("", "without an answer"), (r"\boxed{}", "without an answer"), ("$ $", "without an answer"), (r"\text{ }.", "without an answer"),
     (math.inf, "without an answer"), (-math.inf, "without an answer"), ("\u200b", "without an answer"), ("\u0301", "without an answer"),
     ("\x07", "without an answer"), ("$\u200b$", "without an answer"),
+    *((f"{blank} {blank}", "without an answer") for blank in "\u115f\u1160\u2800\u3164\uffa0"),
     ("NaN", "with 'nan' for an answer"), ("proof", "with 'proof' for an answer"), ("N/A", "with 'n/a' for an answer"),
     ("None", "with 'none' for an answer"), ("not found", "with 'not found' for an answer"),
 ])  # fmt: skip
