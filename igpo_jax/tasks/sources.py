@@ -298,7 +298,8 @@ def _contest(row: dict[str, Any], fields: dict[str, str]) -> Record:
 def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
     """Reads a row of MetaMathQA with the keys type, query and response. The answer follows "The answer is:" or, if this text is
     missing, ####. A row with neither marker is dropped. (The reference code uses the whole response of such a row as the
-    answer, which no completion can match: docs/method.md section 8.)"""
+    answer, which no completion can match: docs/method.md section 8.) A row with further lines after the answer is dropped, too,
+    but an answer such as a matrix may have several lines between its \\begin and \\end."""
     kind = _text(row, "type")
     if kind not in METAMATH_TYPES:
         raise Dropped(f"of the type {kind}" if kind.isidentifier() else "of another type")
@@ -308,6 +309,9 @@ def _metamath(row: dict[str, Any], fields: dict[str, str]) -> Record:
         raise Dropped("without an answer")
     solution, _, answer = response.rpartition(mark)
     solution, answer = solution.rstrip(), answer.strip()
+    begin, end = answer.find(r"\begin{"), answer.rfind(r"\end{")
+    if "\n" in (answer[:begin] + answer[end:] if 0 <= begin < end else answer):
+        raise Dropped("with further lines after the answer")
     marks = solution.find("####", solution.rfind("\n") + 1)
     solution = solution if marks < 0 else solution[:marks].rstrip()
     spans = _spans_or_whole(solution, answer) if kind.startswith("MATH") else _spans(solution, answer)

@@ -135,6 +135,17 @@ def test_metamath_keeps_two_types_and_one_of_each_question(tmp_path):
     assert "2 of 5 rows" in str(count)
 
 
+def test_lines_after_an_answer_of_metamath_are_no_part_of_it(tmp_path):
+    matrix = "\\begin{pmatrix}\n1 \\\\\n2\n\\end{pmatrix}"
+    ends = ("6\nI hope this helps.", "\n6\n\n", matrix, f"{matrix}\nI hope this helps.", "6\n\\end{a}\n\\begin{a}")
+    rows = [
+        {"type": "MATH_AnsAug", "query": f"q{i}", "response": f"We add.\nThe answer is: {end}"} for i, end in enumerate(ends)
+    ]
+    records, [count] = records_of("metamath", rows, tmp_path)
+    assert [record.answer for record in records] == ["6", matrix]
+    assert count.dropped == {"with further lines after the answer": 3}
+
+
 OPENR1 = [
     {"uuid": "a", "problem": "p", "answer": "4", "generations": ["<think>hm, 5?</think> $\\boxed{5}$",
      "<think>2+2, long and wide</think> $\\boxed{4}$", "<think>2+2</think> $\\boxed{4}$"],
