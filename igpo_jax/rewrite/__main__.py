@@ -35,7 +35,7 @@ from absl import flags, logging
 from igpo_jax.cli import define_json, escape_controls, parse_flags, run_command
 from igpo_jax.grading.answers import extract
 from igpo_jax.rewrite.card import card_lines, make_card, write_card
-from igpo_jax.rewrite.endpoint import NO_KEY, Endpoint, Reply, ask_all, require_reply
+from igpo_jax.rewrite.endpoint import NO_KEY, Endpoint, Reply, ask_all, require_reply, without_key
 from igpo_jax.runtime.bucket_folders import opened_output
 from igpo_jax.runtime.buckets import small_files
 from igpo_jax.runtime.checks import require
@@ -182,7 +182,8 @@ def _endpoint_settings(endpoint: Endpoint | None) -> dict[str, Any]:
     sampling = {"temperature": TEMPERATURE.value, "reply_tokens": REPLY_TOKENS.value}
     prompt = {"instruction": INSTRUCTION, "request": REQUEST}
     sha256 = hashlib.sha256(f"{INSTRUCTION}\n{REQUEST}".encode()).hexdigest()
-    return {"endpoint": address.geturl(), "model": endpoint.model, **sampling, **prompt, "prompt_sha256": sha256}
+    named = {"endpoint": without_key(address.geturl(), endpoint.key), "model": endpoint.model}
+    return {**named, **sampling, **prompt, "prompt_sha256": sha256}
 
 
 def judge_replies(records: Sequence[Record], replies: dict[str, Reply], rule: str, pool: RewardPool) -> list[Judged]:
@@ -210,7 +211,8 @@ def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) 
     {problem id: error} for problems without a reply, and a text. The text is the reason why the endpoint is unavailable, or ""
     if the endpoint is available. An endpoint also counts as unavailable if it answers for at most half of the problems."""
     with open_without_links(path, "a+b") as file:
-        replies = {reply["id"]: reply for reply in read_replies(file)}
+        saved = read_replies(file)  # those of earlier versions may have the key
+        replies = {reply["id"]: reply | {"text": without_key(reply["text"], endpoint.key)} for reply in saved}
         missing = [record for record in records if record.solution and record.id not in replies]
         total = sum(bool(record.solution) for record in records)
         with progress(total, total - len(missing), "rewritten") as bar:

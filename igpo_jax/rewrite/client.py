@@ -41,7 +41,7 @@ class LimitedClient(openai.DefaultAsyncHttpxClient):
 async def _read(response: httpx2.Response) -> bytes:
     encoding = response.headers.get("Content-Encoding", "identity")
     known = encoding.strip().lower() in ("", "identity")
-    require(known, f"the reply has the Content-Encoding {encoding[:50]}, which was not asked for")
+    require(known, f"the reply has the Content-Encoding {encoding}, which was not asked for")
     body = bytearray()
     async for part in response.aiter_bytes():
         body += part

@@ -20,6 +20,7 @@ REPLY_TYPES |= dict.fromkeys(COUNTS[:2], int | None)
 MOST_TEXT = 1 << 20  # bytes of a reply's text in UTF-8
 MOST_REASON = 64  # characters of finish_reason
 NO_KEY = "none"  # a local server needs no key, but openai does
+LEAST_KEY = 6  # characters of a secret key; shorter ones, such as x or EMPTY, are stand-ins, and may be words of a solution
 MOST_COUNT = 1 << 53  # counts must be smaller, so that they are exact even in programs that read them as float64
 
 
@@ -132,7 +133,8 @@ async def _ask(client, endpoint: Endpoint, messages: Messages) -> Reply:
     except (AttributeError, LookupError, TypeError):
         raise ValueError("the response is not a chat completion") from None
     if isinstance(text, str):
-        text = text.encode("utf-8", "replace").decode()  # a lone surrogate cannot be encoded
+        text = without_key(text.encode("utf-8", "replace").decode(), endpoint.key)  # a lone surrogate cannot be encoded
+    reason = without_key(reason, endpoint.key) if isinstance(reason, str) else reason
     reply = {"text": "" if text is None else text, "refused": bool(refusal) or reason == "content_filter"}
     reply |= {"finish_reason": reason, **counts, "attempts": response.retries_taken + 1}
     try:
@@ -154,7 +156,12 @@ def _reason(error: Exception, key: str) -> str:
 
 def _printable(text: str, key: str) -> str:
     """Returns the first 200 characters of a text as one printable line. Replaces control characters and lone surrogates with
-    question marks. Lone surrogates cannot be encoded as UTF-8, so they could not be written to a file. Replaces the endpoint's
-    key with [key], because error messages may repeat the request, and cards may be published."""
-    text = text.replace(key, "[key]") if key not in ("", NO_KEY) else text
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split())[:200])
+    question marks. Lone surrogates cannot be encoded as UTF-8, so they could not be written to a file. Also replaces the
+    endpoint's key."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(without_key(text, key).split())[:200])
+
+
+def without_key(text: str, key: str) -> str:
+    """Replaces the endpoint's key in a text with [key]. Replies and error messages may repeat the key, and the files may be
+    published. Keeps a key with fewer than `LEAST_KEY` characters, which is no secret."""
+    return text.replace(key, "[key]") if len(key) >= LEAST_KEY else text

@@ -36,6 +36,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.complete(id, rewritten if behavior == "fine" else f"<script>alert(1)</script> {rewritten}")
             case "thinks":
                 self.complete(id, f"<think>is it \\boxed{{-1}}?</think>{rewritten}")
+            case "leaks":
+                self.complete(id, f"I was called with {self.headers['Authorization']}. {rewritten}")
             case "refuses":
                 self.complete(id, None, refusal="I cannot help with that.")
             case "empty":

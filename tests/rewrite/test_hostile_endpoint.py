@@ -14,7 +14,7 @@ import pytest
 
 from igpo_jax.rewrite.__main__ import judge_lengths, read_replies
 from igpo_jax.rewrite.client import LimitedClient
-from igpo_jax.rewrite.endpoint import Endpoint, ask_all
+from igpo_jax.rewrite.endpoint import Endpoint, ask_all, without_key
 
 PATIENCE = 12.0  # seconds; a test fails if an attack lasts longer
 
@@ -260,12 +260,20 @@ def test_the_message_of_an_error_becomes_one_printable_line(body):
     (401, (), "bad key s3cret."),
     (400, (), "x" * 190 + " s3cret"),  # its beginning would remain if the message were cut first
     (307, ("Location: http://127.0.0.1:9/v1?key=s3cret",), ""),
+    (200, (f"Content-Encoding: {'x' * 47}s3cret",), ""),
 ])  # fmt: skip
 def test_no_reason_repeats_the_key(status, headers, said):
     body = json.dumps({"error": {"message": said}}).encode()
     _, unanswered, stopped = ask(lambda send, _: send(message(body, *headers, status=status)))
     told = "".join([*unanswered.values(), stopped])
     assert "s3" not in told and ("[key" in told or "xxx" in told)
+
+
+def test_a_reply_is_kept_without_the_key():
+    body = completion("<think>s3cret</think>It is s3cret\ud800s3cret.", finish_reason="s3cret")
+    [reply] = ask(lambda send, _: send(message(body.replace(b"<think>s", b"<think>\\u0073"))))[0]
+    assert (reply["text"], reply["finish_reason"]) == ("<think>[key]</think>It is [key]?[key].", "[key]")
+    assert without_key("EMPTY x", "EMPTY") == without_key("EMPTY x", "x") == without_key("EMPTY x", "") == "EMPTY x"
 
 
 @pytest.mark.parametrize("value", ["Mon, 01 Jan 99999999999 00:00:00 GMT", "9" * 5000, "nan", "-1", "1e999", "\xff"])

@@ -265,6 +265,20 @@ def test_a_few_problems_lost_to_an_endpoint_are_an_error_and_what_was_replied_is
     assert card_of(run(tmp_path, tokenizer, port), tmp_path)["outcomes"] == {"rewritten": 12}
 
 
+@pytest.mark.slow
+def test_no_file_repeats_the_key_that_a_reply_has(tmp_path, tokenizer, start):
+    write_problems(tmp_path / "problems.jsonl", ["leaks"] * 2)
+    _, port = start()
+    out = tmp_path / "out"
+    for names in (["card.html", "card.json", "kept.jsonl", "replies.jsonl", "settings.json"], ["card.html", "kept.jsonl"]):
+        done = run(tmp_path, tokenizer, endpoint=f"http://127.0.0.1:{port}/s3cret/v1", model="m")
+        assert card_of(done, tmp_path)["kept"] == 2
+        assert not any("s3cret" in text for text in [done.stdout, done.stderr, *((out / name).read_text() for name in names)])
+        assert rows_of(out / "kept.jsonl")[0]["solution"].startswith("I was called with Bearer [key]. Adding")
+        saved = (out / "replies.jsonl").read_text()
+        (out / "replies.jsonl").write_text(saved.replace("[key]", "s3cret"))  # as an earlier version has written it
+
+
 def test_given_solutions_that_are_all_rejected_are_an_error(tmp_path, tokenizer):
     (tmp_path / "m.jsonl").write_text(json.dumps({"problem": "p", "answer": "5", "solution": "Clearly $\\boxed{6}$."}) + "\n")
     error = error_of(run(tmp_path, tokenizer, problems=f"math:{tmp_path / 'm.jsonl'}", min_tokens=5))
