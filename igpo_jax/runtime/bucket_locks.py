@@ -14,7 +14,7 @@ from igpo_jax.runtime import interrupts
 from igpo_jax.runtime.buckets import BucketError, explained_errors, filesystem
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import parse_json
-from igpo_jax.runtime.locks import describe_holder, may_run, this_process
+from igpo_jax.runtime.locks import describe_holder, holder_of, may_run, not_own, this_process
 
 HEARTBEAT = 20.0  # seconds between two writes of the lock by its holder
 PATIENCE = 90.0  # seconds without a write after which the holder counts as gone
@@ -30,7 +30,7 @@ class BucketLock(contextlib.AbstractContextManager):
     If the lock is taken, waits for up to `PATIENCE` seconds. If the holder writes the lock meanwhile, raises a ValueError that
     names the holder. Otherwise, takes the lock over, because the holder has ended, for example by a preemption. Clocks of
     different machines are not compared. If the holder was a process of this machine (or of this container) that has ended, the
-    lock is taken over at once."""
+    lock is taken over at once. Raises ValueError if another program has written the object."""
 
     def __init__(self, address: str):
         self._object = f"{address}/.lock"
@@ -66,6 +66,7 @@ class BucketLock(contextlib.AbstractContextManager):
             if found is None:  # deleted meanwhile
                 continue
             generation, holder = found
+            require(holder, not_own(self._object))
             if holder.get("machine") != _machine() or may_run(holder):
                 self._wait(generation, holder)
             self._delete(generation)
@@ -125,7 +126,8 @@ class BucketLock(contextlib.AbstractContextManager):
         return found[0] if found is not None and written else None
 
     def _read(self) -> tuple[str, dict[str, Any]] | None:
-        """Returns the generation and the content of the lock, or None if it does not exist."""
+        """Returns the generation of the lock and its content, which is {} if another program has written it. Returns None if
+        there is no lock."""
         files = filesystem()
         with explained_errors(self._object, "read"):
             try:
@@ -135,9 +137,7 @@ class BucketLock(contextlib.AbstractContextManager):
             except FileNotFoundError:
                 return None
         with contextlib.suppress(ValueError):
-            holder = parse_json(text, self._object)
-            if isinstance(holder, dict) and isinstance(holder.get("pid"), int):
-                return generation, holder
+            return generation, holder_of(parse_json(text, self._object))
         return generation, {}
 
     def _delete(self, generation: str) -> None:

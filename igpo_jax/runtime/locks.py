@@ -25,8 +25,9 @@ MOST_CHARACTERS = 1 << 16  # of a lock file
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
     """Context manager that creates `folder` and holds the lock `folder`/.lock, so that no other process writes into the folder.
-    Raises a ValueError that names the other process if the lock is taken. At the end, deletes the lock file, and also the
-    folder if the folder is new and empty.
+    Raises a ValueError that names the other process if the lock is taken. Also raises ValueError if the file .lock has the
+    content of another program, and leaves this file as it is. At the end, deletes the lock file, and also the folder if the
+    folder is new and empty.
 
     The kernel frees the lock when the process ends for any reason. The lock is a POSIX lock (fcntl), because NFS supports such
     locks and child processes do not inherit them. The process must not open the lock file a second time, because closing any
@@ -52,7 +53,7 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 
 def _acquire(path: pathlib.Path) -> IO[str]:
     """Opens and locks the lock file, writes this process's id, host and command into it, and returns the open file. Raises
-    ValueError if another process holds the lock."""
+    ValueError if another process holds the lock, or if another program has written the file."""
     while True:
         file = _open(path)
         try:
@@ -70,6 +71,9 @@ def _acquire(path: pathlib.Path) -> IO[str]:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
         file.close()  # its holder has deleted it between opening and locking
+    if os.fstat(file.fileno()).st_size and not _read(file):
+        file.close()
+        raise ValueError(not_own(path))
     file.truncate(0)
     json.dump(this_process(), file)
     file.flush()
@@ -95,13 +99,24 @@ def this_process() -> dict[str, Any]:
 
 
 def _read(file: IO[str]) -> dict[str, Any]:
-    """Returns the dict that the lock's holder has written into the lock file, or {} if the holder has not finished writing."""
+    """Returns the dict that the lock's holder has written into the lock file, or {} if the holder has not finished writing or
+    is another program."""
     try:
         file.seek(0)
-        holder = parse_json(file.read(MOST_CHARACTERS), "a lock file")
-        return holder if isinstance(holder, dict) and isinstance(holder.get("pid"), int) else {}
+        return holder_of(parse_json(file.read(MOST_CHARACTERS), "a lock file"))
     except (OSError, ValueError):
         return {}
+
+
+def holder_of(value: Any) -> dict[str, Any]:
+    """Returns the JSON value in a lock if it is a dict as `this_process` returns, possibly with further keys. Otherwise returns
+    {}."""
+    is_own = isinstance(value, dict) and {"host", "pid", "started", "command"} <= value.keys() and isinstance(value["pid"], int)
+    return value if is_own else {}
+
+
+def not_own(path: object) -> str:
+    return f"{path} is no lock of igpo_jax, and would be replaced by one; move it away, or give another folder"
 
 
 def may_run(holder: dict[str, Any]) -> bool:

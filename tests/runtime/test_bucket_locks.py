@@ -49,6 +49,15 @@ def test_a_holder_that_is_gone_is_replaced(bucket, monkeypatch):
         assert json.loads(bucket.cat_file("gs://team/gone/.lock"))["pid"] == this_process()["pid"]
 
 
+@pytest.mark.parametrize("content", [b"", b"mine", b'{"pid": 1}', b"\xff"])
+def test_an_object_of_another_program_is_not_replaced(content, bucket, monkeypatch):
+    monkeypatch.setattr(bucket_locks, "PATIENCE", 0.0)
+    bucket.pipe_file("gs://team/theirs/.lock", content)
+    with pytest.raises(ValueError, match="^gs://team/theirs/.lock is no lock of igpo_jax, and would be replaced by one"):
+        BucketLock("gs://team/theirs").__enter__()
+    assert bucket.cat_file("gs://team/theirs/.lock") == content
+
+
 def test_a_process_of_this_machine_that_has_ended_is_replaced_at_once(bucket, monkeypatch):
     monkeypatch.setattr(bucket_locks, "PATIENCE", 1000.0)
     bucket.pipe_file(

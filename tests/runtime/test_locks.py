@@ -97,7 +97,8 @@ def without_locks(monkeypatch, tmp_path):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "lockf", lockf)
-    return lambda **holder: (tmp_path / ".lock").write_text(json.dumps({"host": socket.gethostname(), **holder}))
+    other = locks.this_process()
+    return lambda **holder: (tmp_path / ".lock").write_text(json.dumps(other | holder))
 
 
 def test_without_locks_the_host_and_the_process_decide(without_locks, tmp_path):
@@ -114,11 +115,23 @@ def test_without_locks_the_host_and_the_process_decide(without_locks, tmp_path):
     without_locks(pid=10**30)  # of a stranger
     with pytest.raises(ValueError, match=f"process {10**30} on .*if it has ended, delete {tmp_path / '.lock'}"):
         take(tmp_path)
-    for holder in ({"pid": "1"}, {"pid": None}, {"pid": 1.5}, {}):
-        without_locks(**holder)
-        take(tmp_path)
     (tmp_path / ".lock").write_text("")  # its writer has died before it could say who it is
     take(tmp_path)
+
+
+OWN = {"host": "a", "pid": 1, "started": "today", "command": "train"}
+FOREIGN = ["mine", "\n", "[]", '{"host": "a", "pid": 1}', json.dumps(OWN)[:-1], "x" * (1 << 20)]
+
+
+@pytest.mark.parametrize("content", [*FOREIGN, *(json.dumps(OWN | {"pid": pid}) for pid in ("1", None, 1.5))])
+def test_a_file_of_another_program_is_not_replaced(content, tmp_path):
+    (tmp_path / ".lock").write_text(content)
+    with pytest.raises(ValueError, match=f"^{tmp_path / '.lock'} is no lock of igpo_jax, and would be replaced by one; move"):
+        take(tmp_path)
+    assert (tmp_path / ".lock").read_text() == content
+    (tmp_path / ".lock").write_text(json.dumps(OWN))  # of a process that was killed
+    take(tmp_path)
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_other_errors_of_the_file_system_are_not_hidden(monkeypatch, tmp_path):
