@@ -253,7 +253,7 @@ def check_comparison(written: pathlib.Path, identity: dict[str, Any], config: Co
     config.data.prompt_buckets = config.data.prompt_buckets[-1:]  # a run may continue with other buckets below the largest
     if not written.is_file() or "fingerprint" in read_json(written):
         identity = identity | {"fingerprint": configuration.fingerprint(config)}
-    results = (f"comparison.{kind}" for kind in ("json", "md", "svg", "html"))
+    results = (written.with_name(f"comparison.{kind}") for kind in ("json", "md", "svg", "html"))
     require_same_identity(written, identity, "comparison", results)
 
 

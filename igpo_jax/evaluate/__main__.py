@@ -256,7 +256,7 @@ def check_identity(folder: pathlib.Path, model: DiffusionLM, protocol: dict, upl
             ):  # older ones lack it
                 identity["base"] = base
             folders = ("exact/", "fast/") if SAMPLER_ERROR.value else ("",)
-            results = ["card.json", *(f"{place}{name}.jsonl" for name in protocol for place in folders)]
+            results = [folder / "card.json", *(folder / f"{place}{name}.jsonl" for name in protocol for place in folders)]
             require_same_identity(file, json.loads(json.dumps(identity)), "evaluation", results)
     share_files(folder, ("protocol.json",), upload)
 

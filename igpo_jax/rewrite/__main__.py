@@ -37,7 +37,7 @@ from igpo_jax.grading.answers import extract
 from igpo_jax.rewrite.card import card_lines, make_card, write_card
 from igpo_jax.rewrite.endpoint import NO_KEY, Endpoint, Reply, ask_all, require_reply, without_key
 from igpo_jax.runtime.bucket_folders import opened_output
-from igpo_jax.runtime.buckets import small_files
+from igpo_jax.runtime.buckets import path_of, small_files
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import (
     atomic_write,
@@ -132,7 +132,8 @@ def rewrite(folder: pathlib.Path) -> dict[str, Any]:
     rule = ANSWER.value or ("box" if endpoint else "any")
     settings = {"problems": problems_fingerprint(records), **_endpoint_settings(endpoint), "answer": rule}
     settings |= {"min_tokens": least, "max_tokens": most, "tokenizer": digest}
-    results = ("replies.jsonl", "kept.jsonl", "card.json", "card.html")
+    output = path_of(OUTPUT.value)  # `folder` may be a copy of this folder in a bucket, without its HTML files
+    results = [output / name for name in ("replies.jsonl", "kept.jsonl", "card.json", "card.html")]
     require_same_identity(folder / "settings.json", settings, "rewriting", results)
     records = records[: LIMIT.value]
 

@@ -291,13 +291,13 @@ def differing_keys(one: dict[str, Any], other: dict[str, Any], prefix: str = "")
     return keys
 
 
-def require_same_identity(file: pathlib.Path, identity: dict[str, Any], kind: str, results: Iterable[str] = ()) -> None:
+def require_same_identity(file: pathlib.Path, identity: dict[str, Any], kind: str, results: Iterable[Any] = ()) -> None:
     """Checks that an output folder is reused only with equal settings. If `file` exists, compares its contents with `identity`,
     and raises a ValueError that names the keys that differ. Otherwise, writes the settings `identity` to `file`. `results` are
-    the names of files that will be written later. If one of them exists without `file`, another command has written it, so
-    raises a ValueError that names it."""
+    the paths of files that will be written later, which may be in a bucket. If one of them exists without `file`, another
+    command has written it, so raises a ValueError that names it."""
     if not file.is_file():
-        for other in (file.parent / name for name in results):
+        for other in results:
             require(not other.exists(), f"{other} is of no {kind}, because there is no {file.name}; give another --output")
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, json.dumps(identity, indent=2, ensure_ascii=False))

@@ -180,6 +180,18 @@ def test_rewritten_solutions_in_a_bucket_are_those_on_disk(command, storage, add
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["card.json", "card.html"])
+def test_the_card_of_another_command_in_a_bucket_is_not_replaced(name, command, storage, address, finished, tmp_path):
+    word_problems(tmp_path / "problems.jsonl", 2)
+    storage.pipe_file(f"{address}/{name}", b"{}")
+    flags = [f"--problems=gsm8k:{tmp_path / 'problems.jsonl'}", f"--tokenizer={finished / 'tokenizer.model'}"]
+    done = command("rewrite", *flags, f"--output={address}")
+    assert done.returncode == 1 and f"error: {address}/{name} is of no rewriting, because there is no settings" in done.stderr
+    storage.invalidate_cache()
+    assert storage.find(address) == [f"{address.removeprefix('gs://')}/{name}"] and storage.cat_file(f"{address}/{name}") == b"{}"
+
+
+@pytest.mark.slow
 def test_models_are_converted_into_a_bucket(command, storage, address, tmp_path):
     model = shutil.copytree(WEIGHTS, tmp_path / "model")
     write_tokenizer(model)

@@ -4,6 +4,7 @@ import pytest
 
 from igpo_jax.runtime import buckets
 from igpo_jax.runtime.bucket_folders import local_results, new_bucket_folder, opened_output
+from igpo_jax.runtime.files import require_same_identity
 from storage_emulator import Network, connected, storage_emulator
 
 FOLDER = "gs://team/out"
@@ -50,6 +51,13 @@ def test_results_are_continued_and_read_again(bucket):
     assert local_results(f"{FOLDER}/rows.jsonl").read_text() == "1\n3\n"
     with pytest.raises(ValueError, match="gs://team/nothing has no files with results"):
         local_results("gs://team/nothing")
+
+
+def test_results_of_another_command_in_a_bucket_are_seen(bucket, tmp_path):
+    bucket.pipe_file(f"{FOLDER}/card.html", b"x")
+    with pytest.raises(ValueError, match="^gs://team/out/card.html is of no rewriting, because there is no settings.json"):
+        require_same_identity(tmp_path / "settings.json", {}, "rewriting", [buckets.path_of(FOLDER) / "card.html"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_last_upload_that_fails_is_an_error(bucket, monkeypatch):

@@ -152,10 +152,10 @@ def test_a_json_file_that_is_too_large_is_one_error(tmp_path):
 def test_results_of_another_command_are_not_replaced(tmp_path):
     (tmp_path / "card.json").write_text("{}")
     with pytest.raises(ValueError, match="card.json is of no rewriting, because there is no settings.json; give another"):
-        require_same_identity(tmp_path / "settings.json", {"a": 1}, "rewriting", ["card.json"])
+        require_same_identity(tmp_path / "settings.json", {"a": 1}, "rewriting", [tmp_path / "card.json"])
     assert names(tmp_path) == ["card.json"]
     (tmp_path / "settings.json").write_text('{"a": 1}')
-    require_same_identity(tmp_path / "settings.json", {"a": 1}, "rewriting", ["card.json"])
+    require_same_identity(tmp_path / "settings.json", {"a": 1}, "rewriting", [tmp_path / "card.json"])
 
 
 @pytest.mark.parametrize("content", ['{"draws": 1, "draws": 16}', '[{"a": {"draws": 1, "b": 2, "draws": 1}}]'])
