@@ -29,12 +29,15 @@ from absl import flags
 from igpo_jax.cli import config_overrides, define_config, escape_controls, parse_flags, run_command, tell
 from igpo_jax.compare.arms import (
     SUPERVISED,
+    Run,
     check_arms,
     check_comparison,
     create_run_folder,
     overrides_of,
     parse_arms,
     parse_seeds,
+    path_of,
+    require_own_logs,
     run_name,
     time_left,
 )
@@ -83,10 +86,14 @@ def main(_) -> None:
         if TASKS.value:
             check_tasks(TASKS.value, arms, overrides)
             return compare_on_tasks(folder, [file, *TASKS.value])
+        # With one RL seed of all stages, all arms can be compared; the further ones make the intervals narrower.
+        stages = [[(seed, SUPERVISED, 0) for seed in seeds] if config.sft.updates or config.sft.epochs else []]
+        stages += [[(seed, arm, rl_seed) for rl_seed in range(RL_SEEDS.value) for seed in seeds for arm in arms]]
         with locked(output):
             require_links_inside(folder)
+            require_own_logs(folder, sum(stages, []))
             check_comparison(folder / "overrides.json", {"config": file, "overrides": overrides}, config)
-            train_all(folder, file, arms, seeds, overrides)
+            train_all(folder, file, stages, overrides)
             write_comparison(folder, compare_runs(folder, arms, seeds, RL_SEEDS.value, QUICK.value))
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -111,10 +118,10 @@ def compare_on_tasks(folder: pathlib.Path, configs: list[str]) -> None:
     print(escape_controls(f"report: {folder / 'tasks.html'}"))
 
 
-def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int], overrides: list[str]) -> None:
+def train_all(folder: pathlib.Path, file: str, stages: list[list[Run]], overrides: list[str]) -> None:
     """Trains all unfinished runs of a comparison. Prints the name of each run when it ends, and the estimated remaining time.
-    If the configuration has a supervised stage, trains this stage for each seed before the arms. If a run fails, starts no
-    further runs, waits for the runs in progress, and raises RuntimeError. After a signal, the runs in progress save a
+    `stages` are two lists: the runs of supervised stages, which are trained first, and the runs of arms. If a run fails, starts
+    no further runs, waits for the runs in progress, and raises RuntimeError. After a signal, the runs in progress save a
     checkpoint before this process ends."""
     cores, shares = sorted(os.sched_getaffinity(0)), queue.SimpleQueue()
     for job in range(JOBS.value):
@@ -124,13 +131,11 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
         """Restricts the calling thread, and the processes that it starts, to some of the machine's CPU cores."""
         os.sched_setaffinity(0, shares.get())
 
-    supervised = [(seed, SUPERVISED, 0) for seed in seeds] if CONFIG.value.sft.updates or CONFIG.value.sft.epochs else []
-    # With one RL seed of all stages, all arms can be compared; the further ones make the intervals narrower.
-    stages = [supervised, [(seed, arm, rl_seed) for rl_seed in range(RL_SEEDS.value) for seed in seeds for arm in arms]]
-    runs = sum(stages, [])
+    supervised, of_arms = stages
+    runs = supervised + of_arms
     finished = {run for run in runs if (path_of(folder, *run) / "result.json").is_file()}
     seconds = {run: seconds_of(path_of(folder, *run)) for run in finished}
-    counts = f"{len(supervised)} supervised stages and " * bool(supervised) + f"{len(runs) - len(supervised)} runs of arms"
+    counts = f"{len(supervised)} supervised stages and " * bool(supervised) + f"{len(of_arms)} runs of arms"
     left = time_left(runs, seconds, JOBS.value)
     tell(f"{folder}: {counts}, {len(finished)} finished{left}. Each run writes a log: {folder}/seed-N/ARM.log")
     pool = concurrent.futures.ThreadPoolExecutor(JOBS.value, initializer=take_share)
@@ -160,10 +165,6 @@ def train_all(folder: pathlib.Path, file: str, arms: list[str], seeds: list[int]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def path_of(folder: pathlib.Path, seed: int, arm: str, rl_seed: int) -> pathlib.Path:
-    return folder / f"seed-{seed}" / run_name(arm, rl_seed)
 
 
 def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: list[str], running: set) -> None:

@@ -177,6 +177,10 @@ def run_name(arm: str, rl_seed: int) -> str:
     return f"{arm}-{rl_seed}" if rl_seed else arm
 
 
+def path_of(folder: pathlib.Path, seed: int, arm: str, rl_seed: int) -> pathlib.Path:
+    return folder / f"seed-{seed}" / run_name(arm, rl_seed)
+
+
 def create_run_folder(run: pathlib.Path) -> None:
     """Creates the folder of a run. If the supervised stage of the same seed has been trained, copies the results of this stage
     into the folder. The results can be reused, because the supervised stage is bitwise equal for all arms. Raises ValueError
@@ -255,6 +259,14 @@ def check_comparison(written: pathlib.Path, identity: dict[str, Any], config: Co
         identity = identity | {"fingerprint": configuration.fingerprint(config)}
     results = (written.with_name(f"comparison.{kind}") for kind in ("json", "md", "svg", "html"))
     require_same_identity(written, identity, "comparison", results)
+
+
+def require_own_logs(folder: pathlib.Path, runs: Sequence[Run]) -> None:
+    """Raises ValueError if there is a log of a run that was never begun. Another program has written this file, and the run
+    would append to it."""
+    for path in (path_of(folder, *run) for run in runs):
+        begun, log = path.exists() or path.with_suffix(".json").exists(), path.with_suffix(".log")
+        require(begun or not log.exists(), f"{log} is of no run, and a run would append to it; give another --output")
 
 
 def time_left(runs: Sequence[Run], seconds: Mapping[Run, float | None], jobs: int) -> str:

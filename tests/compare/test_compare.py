@@ -26,6 +26,7 @@ from igpo_jax.compare.arms import (
     create_run_folder,
     parse_arms,
     parse_seeds,
+    require_own_logs,
     time_left,
 )
 from igpo_jax.runtime.files import atomic_write
@@ -334,6 +335,27 @@ def test_links_that_lead_out_of_a_comparison_are_refused(place, tmp_path):
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert f"error: {path} leads to {private}, outside of {tmp_path / 'comparison'}; remove the link" in done.stderr
     assert list(private.iterdir()) == []
+
+
+def test_a_log_of_no_run_is_named(tmp_path):
+    log = tmp_path / "seed-1" / "grpo-1.log"
+    log.parent.mkdir()
+    log.write_text("mine")
+    with pytest.raises(ValueError, match=f"^{log} is of no run, and a run would append to it; give another --output$"):
+        require_own_logs(tmp_path, [(1, "grpo", 0), (1, "grpo", 1)])
+    log.with_suffix(".json").write_text("{}")  # of a run whose folder was deleted, so that it begins again
+    require_own_logs(tmp_path, [(1, "grpo", 1)])
+
+
+@pytest.mark.slow
+def test_with_a_log_of_no_run_nothing_is_written(tmp_path):
+    log = tmp_path / "seed-1" / "grpo-1.log"
+    log.parent.mkdir()
+    log.write_text("mine")
+    config = pathlib.Path(__file__).parents[2] / "configs" / "arithmetic.py"
+    done = commands.run("compare", f"--config={config}", "--arms=grpo", "--seeds=0,1", "--rl_seeds=2", f"--output={tmp_path}")
+    assert (done.returncode, done.stdout) == (1, "") and f"error: {log} is of no run" in done.stderr
+    assert log.read_text() == "mine" and sorted(tmp_path.rglob("*")) == [log.parent, log]
 
 
 def test_a_link_to_its_own_folder_is_not_copied(tmp_path):
