@@ -41,6 +41,7 @@ REQUEST_BYTES, ANIMATION_BYTES = 1 << 16, 1 << 20
 WAITING, OF_ONE_CLIENT = 32, 8  # jobs of a queue that may wait, and those of one client that may wait or run
 CHUNK_BYTES = 1 << 16  # of a response
 MESSAGE_CHARACTERS = 500
+GONE = "the client has left"
 PROGRAMS = 64  # number of compiled programs above which all of them are discarded
 
 log = logging.getLogger(__name__)
@@ -79,17 +80,29 @@ class JobQueue:
     def __init__(self, name: str):
         self._name, self._thread = name, ThreadPoolExecutor(1, name)
         self._jobs: list[Job] = []  # the running one, then the waiting ones in the order in which they will run
+        self._arriving: list[str] = []  # the client of each request that may become a job
         self._turns: dict[str, int] = {}  # clients of these jobs and when their last turn ended
         self._numbers = itertools.count()  # of arrivals and of ends of turns
 
+    @contextlib.contextmanager
+    def arriving(self, client: str) -> Iterator[None]:
+        """Context manager that keeps a place in the queue for a client while its request is parsed. Call `join` inside. Raises
+        HTTPException with status 429 if too many jobs are waiting in total, or if this client has too many jobs. Requests that
+        are being parsed count as jobs, because parsing may take long."""
+        clients = [*(job.client for job in self._jobs), *self._arriving]
+        if len(clients) > WAITING:
+            raise HTTPException(429, f"{WAITING} {self._name} are waiting already; try again in a while")
+        if clients.count(client) >= OF_ONE_CLIENT:
+            raise HTTPException(429, f"{OF_ONE_CLIENT} {self._name} of your address are not finished; wait for one of them")
+        self._arriving.append(client)
+        try:
+            yield
+        finally:
+            self._arriving.remove(client)
+
     def join(self, work: Callable[[Job, Callable[[dict], None]], Any], client: str) -> Job:
         """Adds a new job of a client to the queue and returns the job. The queue's thread calls `work` with the job and with a
-        function that sends an event to the client. Raises HTTPException with status 429 if too many jobs are waiting in total,
-        or if this client has too many jobs."""
-        if len(self._jobs) > WAITING:
-            raise HTTPException(429, f"{WAITING} {self._name} are waiting already; try again in a while")
-        if sum(job.client == client for job in self._jobs) >= OF_ONE_CLIENT:
-            raise HTTPException(429, f"{OF_ONE_CLIENT} {self._name} of your address are not finished; wait for one of them")
+        function that sends an event to the client."""
         loop = asyncio.get_running_loop()
 
         def send(event: dict) -> None:
@@ -181,14 +194,20 @@ def application(model: DiffusionLM, begin_with: dict[str, Any], host: str, time_
     generations, animations = JobQueue("generations"), JobQueue("animations")
 
     async def generate(request: Request) -> Response:
-        # In a thread, because some texts take long to tokenize
-        call = await run_in_threadpool(parse_request, await read_json_body(request, REQUEST_BYTES), model)
-        job = generations.join(functools.partial(denoise, call, model, time_limit), client_of(request))
+        body, client = await read_json_body(request, REQUEST_BYTES), client_of(request)
+        with generations.arriving(client):
+            # In a thread, because some texts take long to tokenize
+            call = await run_in_threadpool(parse_request, body, model)
+            if await request.is_disconnected():  # nobody would stop the job
+                raise HTTPException(400, GONE)
+            job = generations.join(functools.partial(denoise, call, model, time_limit), client)
         return StreamingResponse(events(job), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
     async def animation(request: Request) -> Response:
-        cells, frames = parse_animation(await read_json_body(request, ANIMATION_BYTES))
-        job = animations.join(lambda job, _: gif(cells, frames, job.stopped.is_set), client_of(request))
+        body, client = await read_json_body(request, ANIMATION_BYTES), client_of(request)
+        with animations.arriving(client):
+            cells, frames = parse_animation(body)
+            job = animations.join(lambda job, _: gif(cells, frames, job.stopped.is_set), client)
         image = await result_of(job, request) or b""
         # In parts, so that a client that reads slowly is told from one that does not read.
         parts = (image[start : start + CHUNK_BYTES] for start in range(0, len(image), CHUNK_BYTES))
@@ -314,7 +333,7 @@ async def read_json_body(request: Request, most: int) -> Any:
             if len(body) > most:
                 raise HTTPException(413, f"the request has more than {most} bytes")
     except ClientDisconnect:
-        raise HTTPException(400, "the client left before its request was complete") from None
+        raise HTTPException(400, GONE) from None
     try:
         return json.loads(body)
     except (ValueError, RecursionError):

@@ -248,6 +248,80 @@ def test_a_text_that_takes_long_to_tokenize_keeps_nobody_waiting(app, monkeypatc
     assert status == 200 and told(text)[-1]["type"] == "done"
 
 
+def test_a_client_over_its_limit_makes_the_server_tokenize_nothing(app, monkeypatch):
+    enough, parse, parsed = threading.Event(), server.parse_request, []
+
+    def slow(*arguments):
+        parsed.append(1)
+        assert enough.wait(30)
+        return parse(*arguments)
+
+    monkeypatch.setattr(server, "parse_request", slow)
+    monkeypatch.setattr(server, "denoise", lambda *_: None)
+
+    async def together():
+        async with connected(app) as client, connected(app, "192.0.2.7") as other:
+            waiting = [asyncio.create_task(client.post("/generate", json=ASKED)) for _ in range(OF_ONE_CLIENT)]
+            waiting.append(asyncio.create_task(other.post("/generate", json=ASKED)))
+            while len(parsed) <= OF_ONE_CLIENT:
+                await asyncio.sleep(0.01)
+            refused = await client.post("/generate", json=ASKED)
+            assert len(parsed) == OF_ONE_CLIENT + 1
+            enough.set()
+            return refused, await asyncio.gather(*waiting), await client.post("/generate", json=ASKED)
+
+    refused, served, after = asyncio.run(together())
+    assert refused.status_code == 429 and "of your address are not finished" in refused.json()["error"]
+    assert {response.status_code for response in (*served, after)} == {200}
+
+
+def test_requests_that_fail_give_their_places_back(app, monkeypatch):
+    monkeypatch.setattr(server, "OF_ONE_CLIENT", 1)
+
+    def panic(*_):
+        raise PanicException
+
+    async def in_turn():
+        async with connected(app) as client:
+            refused = [await client.post("/generate", json=ASKED | {"steps": 3}) for _ in range(2)]
+            refused += [await client.post("/gif", json={}) for _ in range(2)]
+            with monkeypatch.context() as patch, pytest.raises(PanicException):
+                patch.setattr(server, "parse_request", panic)
+                await client.post("/generate", json=ASKED)
+            return refused, await client.post("/generate", json=ASKED)
+
+    refused, served = asyncio.run(in_turn())
+    assert {response.status_code for response in refused} == {400} and told(served.text)[-1]["type"] == "done"
+
+
+def test_whoever_leaves_while_the_request_is_parsed_gets_no_job(app, monkeypatch):
+    monkeypatch.setattr(server, "OF_ONE_CLIENT", 1)
+    jobs, sent = [], []
+    monkeypatch.setattr(server, "denoise", lambda *_: jobs.append(1))
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/generate", "headers": headers, "client": ("127.0.0.1", 1)}
+    scope |= {"query_string": b"", "asgi": {"version": "3.0", "spec_version": "2.3"}}
+
+    async def leave():
+        left = iter([{"type": "http.request", "body": json.dumps(ASKED).encode()}])
+
+        async def receive():
+            return next(left, {"type": "http.disconnect"})
+
+        async def send(message):
+            sent.append(message)
+
+        await app(scope, receive, send)
+
+    async def visits():
+        for _ in range(2):
+            await leave()
+        await asyncio.sleep(0.1)
+
+    asyncio.run(visits())
+    assert jobs == [] and [message["status"] for message in sent if "status" in message] == [400, 400]
+
+
 def test_too_many_are_turned_away(app, monkeypatch):
     enough = threading.Event()
     monkeypatch.setattr(server, "denoise", lambda *_: enough.wait(30))
