@@ -11,7 +11,7 @@ import numpy as np
 
 from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, SUPERVISED, Claim, run_name
 from igpo_jax.compare.intervals import holm, mean_with_interval, p_value, stage_means, stages_to_decide
-from igpo_jax.run.metrics import read_log
+from igpo_jax.run.metrics import lost_verdicts, read_log
 from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import read_json, wrap_read_errors
@@ -59,6 +59,8 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
         valid = math.isnan(share) or 0 <= share <= 1
         require(valid, f"{folder / 'metrics.jsonl'}: step {row['step']} has {ALL_WRONG_METRIC}={share}, which is no share")
     _require_whole(folder, rollouts, verdicts, result)
+    for step, stage in lost_verdicts(rows, verdicts):
+        require(stage != "rl", f"{folder / 'evaluations.jsonl'} has lost the evaluation at step {step}; restore the whole file")
     with wrap_read_errors(folder):
         verdicts = [row for row in verdicts if row["stage"] == "rl"]
         steps, evaluated = (np.array([row["step"] for row in each], np.int64) for each in (rollouts, verdicts))

@@ -19,7 +19,7 @@ from igpo_jax.report.figures import evaluations, sections, stage_rows, x_axes
 from igpo_jax.report.style import COLORS, document, plotly_source
 from igpo_jax.report.templates import embed
 from igpo_jax.run.bucket_runs import run_folder
-from igpo_jax.run.metrics import LOGS, read_log
+from igpo_jax.run.metrics import LOGS, lost_verdicts, read_log
 from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
 from igpo_jax.runtime.bucket_folders import download
 from igpo_jax.runtime.buckets import is_address, write_object
@@ -119,6 +119,9 @@ def read_run_folder(workdir: str | os.PathLike) -> Run:
     config = read_json(folder / "config.json")
     result, data = (read_json(path) if path.is_file() else None for path in (folder / "result.json", folder / "data.json"))
     metrics, rollouts, verdicts = (read_log(folder / f"{name}.jsonl") for name in ("metrics", "rollouts", "evaluations"))
+    if lost := lost_verdicts(metrics, verdicts):  # no error, because `train --accept_loss` continues such a run
+        file, told = folder / "evaluations.jsonl", "%s has lost %d evaluations, the first at step %d; restore it from a copy"
+        logging.getLogger(__name__).warning(told, file, len(lost), lost[0][0])
     for number, row in enumerate(rollouts, 1):
         if missing := ", ".join(key for key in SHOWN if key not in row):
             raise ValueError(f"{folder / 'rollouts.jsonl'}:{number}: {missing} is missing; repair or remove this line")

@@ -247,6 +247,12 @@ def _is_metric(value: Any) -> bool:
     return value is None or (number and (isinstance(value, float) or abs(value) < 2**63))
 
 
+def lost_verdicts(metrics: list[dict[str, Any]], verdicts: list[dict[str, Any]]) -> list[tuple[int, str]]:
+    """Returns (step, stage) of the evaluations in metrics.jsonl that evaluations.jsonl lacks. `MetricsWriter` writes the
+    verdicts first, so they were deleted later. `metrics` and `verdicts` are the records in these files."""
+    return sorted({_place(row) for row in metrics if "eval/accuracy" in row} - set(map(_place, verdicts)))
+
+
 def is_evaluated(workdir: pathlib.Path, step: int, stage: str) -> bool:
     """Returns whether the logs contain both the metrics and the verdicts of the evaluation at the given step of a stage.
     Process 0 reads the logs and sends the result to all processes."""

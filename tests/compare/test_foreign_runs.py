@@ -65,6 +65,7 @@ FINISHED = {"updates": 2, "after_rl": {"accuracy": 0.5}}
     ("metrics", lambda lines: lines[:-1], "metrics.jsonl: the last step is 1, but the run finished with update 2"),
     ("evaluations", lambda lines: lines[::-1], "evaluations.jsonl:2: step 1 of the stage rl comes after step 2"),
     ("evaluations", lambda lines: lines[:-1], "evaluations.jsonl:2: the last step is 1, but the run finished with update 2"),
+    ("evaluations", lambda lines: lines[::2], "evaluations.jsonl has lost the evaluation at step 1; restore the whole file"),
     ("evaluations", lambda lines: [*lines[:2], lines[2].replace("[1,", "[0,")],
      "evaluations.jsonl:3: the accuracy 0.0 is not the 0.5 of result.json"),
 ])  # fmt: skip

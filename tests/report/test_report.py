@@ -50,8 +50,9 @@ def two_runs(tmp_path):
     rollouts = [rollout_row(6), rollout_row(6, "hinted", rescued=True)]
     verdicts = [[1, 0, 0, 0], [1, 1, 1, 0]]
     options = [{"seed": 0}, {"seed": 1, "rl.iterations": 7}]
+    first = {"step": 5, "stage": "sft", "correct": [0, 0, 0, 1]}
     return [
-        write_run(tmp_path / name, RUN, rollouts, [{"step": 10, "stage": "rl", "correct": correct}], **settings)
+        write_run(tmp_path / name, RUN, rollouts, [first, {"step": 10, "stage": "rl", "correct": correct}], **settings)
         for name, correct, settings in zip(("one", "other"), verdicts, options, strict=True)
     ]
 
@@ -403,6 +404,16 @@ def test_the_command_writes_pages_and_says_in_one_line_what_is_wrong(two_runs, t
     assert wrong.returncode == 1 and wrong.stderr == "error: there is no folder nothing; give the folder of a run\n"
 
 
+def test_lost_verdicts_are_named(two_runs, caplog):
+    """Not as an error, because train --accept_loss continues such a run, and writes its report."""
+    read_run_folder(two_runs[0])
+    assert caplog.text == ""
+    file = two_runs[0] / "evaluations.jsonl"
+    file.write_text(file.read_text().partition("\n")[2])
+    read_run_folder(two_runs[0])
+    assert f"{file} has lost 1 evaluations, the first at step 5; restore it from a copy" in caplog.text
+
+
 def test_a_page_that_compares_runs_is_written_again(two_runs, tmp_path):
     path = tmp_path / "compared.html"
     for _ in range(2):
@@ -449,4 +460,3 @@ def test_shares_that_are_not_known_are_left_out(tmp_path):
     assert "Groups all wrong at the start" in page
     unknown = [row | ({"groups/all_wrong_before": None} if row["stage"] == "rl" else {}) for row in RUN]
     assert "Groups all wrong at the start" not in write_report(write_run(tmp_path / "other", unknown)).read_text()
-
