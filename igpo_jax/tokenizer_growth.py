@@ -35,6 +35,7 @@ def growths(file: pathlib.Path, values: dict[str, Any]) -> tuple[float, float]:
     it is encoded and decoded. Raises a ValueError that names the file if a bound is above `MOST_GROWTH`, if a rule has an
     unknown type, or if the rules or the model may be slow."""
     _require_quick(file, values.get("model"))
+    _require_prefixes(file, values.get("model"))
     bounds = {}
     for part, children in PARTS.items():
         bounds[part] = math.prod(_growth(file, part, rule) for rule in _rules(file, part, values.get(part), children))
@@ -103,6 +104,19 @@ def _require_quick(file: pathlib.Path, model: Any) -> None:
         _require_little_nesting(file, pieces)
 
 
+def _require_prefixes(file: pathlib.Path, model: Any) -> None:
+    """Raises ValueError if the model of a tokenizer.json has a prefix for pieces inside of words, and the second part of a merge
+    lacks it. The library would panic. Does not check fields of a wrong type, because the library checks them."""
+    fields = model if isinstance(model, dict) else {}
+    prefix, merges = fields.get("continuing_subword_prefix"), fields.get("merges")
+    if not (prefix and isinstance(prefix, str) and isinstance(merges, list)):
+        return
+    for merge in merges:
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        lacks = isinstance(parts, list) and len(parts) == 2 and isinstance(parts[1], str) and not parts[1].startswith(prefix)
+        require(not lacks, f"{file}: the merge {merge!r:.100} lacks model.continuing_subword_prefix={prefix!r}")
+
+
 def _require_little_nesting(file: pathlib.Path, pieces: Iterable[str]) -> None:
     """Raises ValueError if a chain of pieces or added tokens, each a prefix of the next (a, aa, aaa), has more than
     `MOST_NESTED` bytes in total. Long chains are slow, because the library tries all matching pieces at each position of a
@@ -168,7 +182,14 @@ def _template(rule: Rule) -> float:
 
 
 def _precompiled(rule: Rule) -> float:
-    return _longest_replacement(base64.b64decode(rule["precompiled_charsmap"] or "", validate=True))
+    text = rule["precompiled_charsmap"]
+    charsmap = base64.b64decode(text, validate=True)
+    size = int.from_bytes(charsmap[:4], "little")
+    # The library panics at other base64, at a table that is cut off, and at replacements that are not UTF-8.
+    whole = base64.b64encode(charsmap).decode() == text and size % 4 == 0 and 4 + size <= len(charsmap)
+    require(whole, "its character map is damaged")
+    charsmap[4 + size :].decode("utf-8")
+    return _longest_replacement(charsmap)
 
 
 def _longest_replacement(charsmap: bytes) -> int:

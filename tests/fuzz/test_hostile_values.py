@@ -132,10 +132,17 @@ def test_an_empty_pattern_is_one_error(tmp_path, capfd):
     assert "panicked" not in capfd.readouterr().err
 
 
+BPE = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "continuing_subword_prefix": "##"}
+
+
 @pytest.mark.parametrize("values, message", [
     ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "pre_tokenizer: FixedLength has the length 0"),
     ({"decoder": {"type": "Strip", "content": "a", "start": 0, "stop": 9}}, "decoder: Strip at the end of tokens is not"),
     ({"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}, "is not a tokenizer: it has no tokens"),
+    *(({"model": BPE | {"merges": [merge]}}, "the merge .* lacks model.continuing_subword_prefix='##'")
+      for merge in ("a b", ["a", "b"])),
+    *(({"normalizer": {"type": "Precompiled", "precompiled_charsmap": charsmap}}, "normalizer: no rule of type Precompiled: .*")
+      for charsmap in (None, 0, "", "AAAA", "BAAAAA==", "AwAAAGFhYQ==", "AAAAAP==", "AAAAAP8=")),
 ])  # fmt: skip
 def test_a_tokenizer_at_which_the_library_would_panic_is_one_error(values, message, tmp_path, capfd):
     mask = changed_tokenizer(tmp_path, lambda content: content.update(values))
