@@ -14,6 +14,7 @@ import math
 import os
 import pickle
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -72,8 +73,9 @@ class RewardPool:
     """Calls a reward function, (problem, text, **options) -> float, in worker processes. `function` is its name,
     "package.module:name", and must be importable from this process. The workers start when they are first needed, and run until
     `close` is called or this process ends. A worker that takes more than `deadline_seconds` for one answer, or for reading its
-    next answers, is killed and replaced. `others` are further functions, each with its options, that the same worker calls for the same answer. If one of
-    the functions fails, the answer has no verdict.
+    next answers, is killed with the processes that its functions have started, and replaced. `others` are further functions,
+    each with its options, that the same worker calls for the same answer. If one of the functions fails, the answer has no
+    verdict.
 
     The time for imports does not count against the deadline. A worker first imports the reward function, and calls `warm_up()`
     if the function's module defines it. Only then does the worker get its first answer. Therefore, `warm_up` must load
@@ -193,7 +195,7 @@ class _Worker:
         # looks for the module sitecustomize at its start. -P: Python adds no current folder of its own.
         path = [entry or os.getcwd() for entry in sys.path]
         full = [sys.executable, "-P", "-c", WORKER, json.dumps(path), str(theirs.fileno()), json.dumps(functions)]
-        # A process group of its own keeps the terminal's signals away; only this process handles them.
+        # A process group of its own keeps the terminal's signals away; only this process handles them. See also `end`.
         options: dict[str, Any] = {"pass_fds": [theirs.fileno()], "stdin": subprocess.DEVNULL, "process_group": 0}
         self._process = subprocess.Popen(full, **options)
         theirs.close()
@@ -273,7 +275,10 @@ class _Worker:
         return self._process.poll() is None
 
     def end(self) -> None:
-        self._process.kill()
+        """Kills the worker and the processes that its functions have started. They are in the worker's process group, which
+        may outlive the worker."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended; macOS calls this a lack of permission
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def kill(self) -> None:

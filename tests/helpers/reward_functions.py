@@ -4,6 +4,7 @@ import os
 import pathlib
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -49,6 +50,10 @@ def moody(problem, text, scale=1.0):
         case "stop later":
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGSTOP)).start()
             return scale
+        case _ if text.startswith("start a program"):
+            started = subprocess.Popen(["sleep", "300"])
+            pathlib.Path(problem.id).write_text(str(started.pid))
+            return moody(problem, text.removeprefix("start a program and "), scale)
         case "odd text":
             raise RuntimeError("\ud800")
         case _ if text in JUNK:

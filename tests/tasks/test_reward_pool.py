@@ -101,6 +101,20 @@ def test_a_worker_that_reads_no_answers_is_late(pool):
     rescue.cancel()
 
 
+@pytest.mark.parametrize("trouble, outcome", [("sleep", "timeout"), ("die", "error"), ("1", "ok")])
+def test_programs_that_a_function_has_started_end_with_their_worker(trouble, outcome, pool, tmp_path):
+    one = pool(workers=1)
+    problem = dataclasses.replace(PROBLEM, id=str(tmp_path / "pid"))
+    assert [v.outcome for v in one([(problem, f"start a program and {trouble}")])] == [outcome]
+    if outcome == "ok":
+        assert alive(int((tmp_path / "pid").read_text()))
+        one.close()
+    deadline = time.monotonic() + 10
+    while alive(int((tmp_path / "pid").read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
 def test_loading_a_reward_function_does_not_count_against_the_deadline(pool):
     """A worker takes 2.4 s to load the function, also the one that replaces a late worker."""
