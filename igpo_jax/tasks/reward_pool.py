@@ -196,8 +196,9 @@ class _Worker:
         path = [entry or os.getcwd() for entry in sys.path]
         full = [sys.executable, "-P", "-c", WORKER, json.dumps(path), str(theirs.fileno()), json.dumps(functions)]
         # A process group of its own keeps the terminal's signals away; only this process handles them. See also `end`.
-        options: dict[str, Any] = {"pass_fds": [theirs.fileno()], "stdin": subprocess.DEVNULL, "process_group": 0}
-        self._process = subprocess.Popen(full, **options)
+        options: dict[str, Any] = {"pass_fds": [theirs.fileno()], "process_group": 0}
+        # A function may print. Its output goes to stderr, because commands print their results to stdout, with --json as JSON.
+        self._process = subprocess.Popen(full, stdin=subprocess.DEVNULL, stdout=2, **options)
         theirs.close()
         self._name, self._number = name, len(functions)  # of the reward functions
         self.loaded = False  # True if the reward functions are imported and warmed up

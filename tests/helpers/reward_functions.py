@@ -54,6 +54,10 @@ def moody(problem, text, scale=1.0):
             started = subprocess.Popen(["sleep", "300"])
             pathlib.Path(problem.id).write_text(str(started.pid))
             return moody(problem, text.removeprefix("start a program and "), scale)
+        case "print":
+            print("printed by the function", flush=True)
+            subprocess.run(["echo", "printed by its program"], check=True)
+            return scale
         case "odd text":
             raise RuntimeError("\ud800")
         case _ if text in JUNK:

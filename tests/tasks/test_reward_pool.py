@@ -115,6 +115,12 @@ def test_programs_that_a_function_has_started_end_with_their_worker(trouble, out
         time.sleep(0.01)
 
 
+def test_what_a_function_prints_goes_to_stderr(pool, capfd):
+    """With --json, stdout is for the results alone."""
+    assert [v.outcome for v in graded(pool(), "print")] == ["ok"]
+    assert capfd.readouterr() == ("", "printed by the function\nprinted by its program\n")
+
+
 @pytest.mark.slow
 def test_loading_a_reward_function_does_not_count_against_the_deadline(pool):
     """A worker takes 2.4 s to load the function, also the one that replaces a late worker."""
