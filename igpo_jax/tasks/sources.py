@@ -32,7 +32,7 @@ STRIPPED = re.compile(r"\S(?:.*\S)?", re.DOTALL)
 METAMATH_TYPES = ("GSM_AnsAug", "MATH_AnsAug")
 # Marks of a missing answer. Answers in words, such as \\text{None} or "no solution", are not in this list.
 PLACEHOLDERS = {"n/a", "nan", "none", "not found", "notfound", "null", "proof"}
-INFINITE = (math.inf, -math.inf)  # JSON may have the numbers Infinity and 1e400
+INFINITE = (math.inf, -math.inf)  # JSON may have the number Infinity
 MARKUP = re.compile(r"\\(?:boxed|fbox|text|mathrm|left|right|[,;:!~ ])|(?<!\\)[{}]|[\s$~.,;]")
 
 GSM8K_ANSWER = re.compile(r"(?:^|\s)####\s*\S")  # the last line of a solution in a file of GSM8K
