@@ -51,26 +51,28 @@ def main(_):
     name, _, variant = flag.config_filename.partition(":")
     default = pathlib.Path("runs", "-".join(filter(None, (pathlib.Path(name).stem, variant))))
     workdir = WORKDIR.value or str(default)
-    with contextlib.ExitStack() as held:
+    # With --json, only the results go to stdout. The functions of a task may print.
+    with contextlib.redirect_stdout(sys.stderr if JSON.value else sys.stdout), contextlib.ExitStack() as held:
         try:
             folder, upload = held.enter_context(opened_workdir(workdir))
             experiment = open_experiment(CONFIG.value, folder, ACCEPT_LOSS.value, upload)
         except (ValueError, OSError) as error:
             sys.exit(f"error: {error}")
-        train_and_report(experiment)
+        lines = train_and_report(experiment)
+    if jax.process_index() == 0:
+        print(escape_controls("\n".join(lines)))
 
 
-def train_and_report(experiment: Experiment) -> None:
-    """Trains the model of a run, writes the results and the report of the run, and prints the main numbers. Ends the process if
-    a signal or an error stops the training."""
+def train_and_report(experiment: Experiment) -> list[str]:
+    """Trains the model of a run, and writes the results and the report of the run. Returns lines with the main numbers, or [] if
+    this is not process 0. Ends the process if a signal or an error stops the training."""
     cache_compiled_programs()
     if jax.process_index() == 0:
-        place = sys.stderr if JSON.value else sys.stdout
-        print(escape_controls("\n".join(first_lines(experiment))), file=place, flush=True)
+        print(escape_controls("\n".join(first_lines(experiment))), flush=True)
         tested = "the test split or a benchmark" if experiment.benchmarks else "the test split"
         for split, number in experiment.dropped.items():
             where = "held out as well; dropped from sft" if split == "heldout" else f"in {tested}, too; dropped from {split}"
-            print(escape_controls(f"{number} training problems are {where}"), file=place, flush=True)
+            print(escape_controls(f"{number} training problems are {where}"), flush=True)
     try:
         train(experiment)
         if jax.process_index() == 0:
@@ -89,11 +91,11 @@ def train_and_report(experiment: Experiment) -> None:
             print(escape_controls(with_addresses(f"error: {shortage or error}")), file=sys.stderr)
             raise  # ends this process at once, because an orderly exit would wait for the other processes
         sys.exit(f"error: {shortage or error}")
-    if jax.process_index() == 0:
-        folder = shown_path(experiment.workdir)
-        ways = [f"report: {folder}/report.html"] * (report is not None) + [f"next: {next_command(experiment, folder)}"]
-        lines = [json.dumps(result, indent=2)] if JSON.value else [*result_lines(result), *ways]
-        print(escape_controls("\n".join(lines)))
+    if jax.process_index() != 0:
+        return []
+    folder = shown_path(experiment.workdir)
+    ways = [f"report: {folder}/report.html"] * (report is not None) + [f"next: {next_command(experiment, folder)}"]
+    return [json.dumps(result, indent=2)] if JSON.value else [*result_lines(result), *ways]
 
 
 def next_command(experiment: Experiment, folder: str) -> str:

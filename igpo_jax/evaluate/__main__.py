@@ -109,6 +109,15 @@ def main(_):
 
 @distributed.ending_at_once()
 def evaluate_model() -> None:
+    # With --json, only the results go to stdout. The functions of a task may print.
+    with contextlib.redirect_stdout(sys.stderr if JSON.value else sys.stdout):
+        lines = evaluated_model()
+    if jax.process_index() == 0:
+        print(escape_controls(with_addresses("\n".join(lines))))
+
+
+def evaluated_model() -> list[str]:
+    """Evaluates the model that the flags name, and returns lines with the results."""
     distributed.initialize()
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     try:
@@ -136,10 +145,7 @@ def evaluate_model() -> None:
         if jax.process_count() > 1 or not (shortage or isinstance(error, ValueError | OSError)):
             raise  # ends this process at once, because other processes may not have noticed the error
         sys.exit(f"error: {shortage or error}")
-    if jax.process_index() == 0:
-        place = f"all numbers: {folder / 'card.json'}"
-        lines = [json.dumps(card, indent=2)] if JSON.value else [*card_lines(card), place]
-        print(escape_controls(with_addresses("\n".join(lines))))
+    return [json.dumps(card, indent=2)] if JSON.value else [*card_lines(card), f"all numbers: {folder / 'card.json'}"]
 
 
 def print_regraded() -> None:

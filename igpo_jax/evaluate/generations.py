@@ -13,6 +13,7 @@ from typing import Any
 from igpo_jax.grading import RULES
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import (
+    exact_number,
     hub_blobs,
     is_inside,
     numbered_lines,
@@ -138,7 +139,7 @@ def _rows(file: pathlib.Path) -> Rows:
         for number, line in numbered_lines(opened, file):
             if line.strip():
                 place = f"{file}, line {number}"
-                row = parse_json(line, place)
+                row = parse_json(line, place, exact_number)
                 require(isinstance(row, dict), f"{place}: not a JSON object")
                 yield place, row
 

@@ -3,13 +3,14 @@ reused only with equal settings."""
 
 import collections
 import contextlib
+import decimal
 import errno
 import fcntl
 import json
 import os
 import pathlib
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 from igpo_jax.runtime.checks import require
@@ -31,13 +32,14 @@ MOST_HOLES = 1000  # of a sparse file
 MAX_NESTED = 64  # most levels in a JSON value; the limit exists because recursive code needs a stack frame per level
 
 
-def parse_json(content: str | bytes, place: object) -> Any:
-    """Returns the value of untrusted JSON. Bytes may begin with a byte order mark. Raises a ValueError whose message names
+def parse_json(content: str | bytes, place: object, number: Callable[[str], Any] = float) -> Any:
+    """Returns the value of untrusted JSON. Bytes may begin with a byte order mark. `number` converts the text of a number that
+    is not an integer. Raises a ValueError whose message names
     `place` if the text is not UTF-8, is not valid JSON, has a key twice in one object, is nested too deeply, or contains a
     number with thousands of digits."""
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        value = json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=_object, parse_float=number)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")  # raises for an escaped lone surrogate
         if text.count("[") + text.count("{") > MAX_NESTED and _depth(value) > MAX_NESTED:
@@ -49,6 +51,16 @@ def parse_json(content: str | bytes, place: object) -> Any:
     except RecursionError:
         raise ValueError(f"{place}: not JSON (more than {MAX_NESTED} levels)") from None
     return value
+
+
+def exact_number(text: str) -> float | str:
+    """Converts the text of a number to float. Returns the text itself if the float, printed with 17 digits as C does or with as
+    few as Python does, is another number. For example, a float keeps only 17 of the digits of 12345678901234567890.0."""
+    value = float(text)
+    try:
+        return value if decimal.Decimal(text) in map(decimal.Decimal, (repr(value), f"{value:.17g}")) else text
+    except decimal.InvalidOperation:  # an exponent of 20 digits
+        return text
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

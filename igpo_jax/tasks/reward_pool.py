@@ -12,12 +12,15 @@ import json
 import logging
 import math
 import os
+import pickle
+import select
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from multiprocessing.connection import Pipe, wait
+from multiprocessing.connection import Pipe
 from typing import Any
 
 from igpo_jax.runtime import interrupts
@@ -69,9 +72,10 @@ def reward_pool(task, reward, shared: "RewardPool | None" = None) -> "RewardPool
 class RewardPool:
     """Calls a reward function, (problem, text, **options) -> float, in worker processes. `function` is its name,
     "package.module:name", and must be importable from this process. The workers start when they are first needed, and run until
-    `close` is called or this process ends. A worker that takes more than `deadline_seconds` for one answer is killed and
-    replaced. `others` are further functions, each with its options, that the same worker calls for the same answer. If one of
-    the functions fails, the answer has no verdict.
+    `close` is called or this process ends. A worker that takes more than `deadline_seconds` for one answer, or for reading its
+    next answers, is killed with the processes that its functions have started, and replaced. `others` are further functions,
+    each with its options, that the same worker calls for the same answer. If one of the functions fails, the answer has no
+    verdict.
 
     The time for imports does not count against the deadline. A worker first imports the reward function, and calls `warm_up()`
     if the function's module defines it. Only then does the worker get its first answer. Therefore, `warm_up` must load
@@ -117,8 +121,9 @@ class RewardPool:
                     worker.hand(jobs, [answers[job] for job in jobs])
             since = min((worker.since for worker in self._workers if worker.jobs), default=time.monotonic())
             patience = since + self._deadline - time.monotonic()  # seconds until the first worker is late
-            wait([worker.connection for worker in self._workers], max(0.0, min(0.5, patience)))
+            _wait(self._workers, max(0.0, min(0.5, patience)))
             for worker in list(self._workers):
+                worker.send()
                 for job, result in worker.results():
                     if isinstance(result, list):
                         verdicts[job] = Verdict(result[0], "ok", others=tuple(result[1:]))
@@ -185,17 +190,20 @@ class _Worker:
 
     def __init__(self, name: str, functions: Sequence[tuple[str, dict[str, Any]]]):
         self.connection, theirs = Pipe()
+        os.set_blocking(self.connection.fileno(), False)  # a worker may stop reading in the middle of its answers
         # Workers import from this process's sys.path, including added entries. It is not passed as PYTHONPATH, where Python
         # looks for the module sitecustomize at its start. -P: Python adds no current folder of its own.
         path = [entry or os.getcwd() for entry in sys.path]
         full = [sys.executable, "-P", "-c", WORKER, json.dumps(path), str(theirs.fileno()), json.dumps(functions)]
-        # A process group of its own keeps the terminal's signals away; only this process handles them.
-        options: dict[str, Any] = {"pass_fds": [theirs.fileno()], "stdin": subprocess.DEVNULL, "process_group": 0}
-        self._process = subprocess.Popen(full, **options)
+        # A process group of its own keeps the terminal's signals away; only this process handles them. See also `end`.
+        options: dict[str, Any] = {"pass_fds": [theirs.fileno()], "process_group": 0}
+        # A function may print. Its output goes to stderr, because commands print their results to stdout, with --json as JSON.
+        self._process = subprocess.Popen(full, stdin=subprocess.DEVNULL, stdout=2, **options)
         theirs.close()
         self._name, self._number = name, len(functions)  # of the reward functions
         self.loaded = False  # True if the reward functions are imported and warmed up
         self.jobs: collections.deque[int] = collections.deque()  # sent and not answered, in order
+        self.unsent = memoryview(b"")  # rest of the answers that the worker's side of the connection has no room for yet
         self.broken = False  # the worker has sent something other than replies
         self._answered, self._received = 0, b""  # number of replies, and bytes of the next one
         self.since = time.monotonic()  # time of the latest event: process started, jobs sent or result received
@@ -213,10 +221,16 @@ class _Worker:
         return self.loaded
 
     def hand(self, jobs: list[int], answers: list[tuple[Problem, str]]) -> None:
-        with contextlib.suppress(OSError):  # it died, see `alive`
-            self.connection.send(answers)
+        self.unsent = memoryview(pickle.dumps(answers))
         self.jobs.extend(jobs)
         self.since = time.monotonic()
+        self.send()
+
+    def send(self) -> None:
+        """Sends as much of `unsent` as the connection takes. Never waits."""
+        with contextlib.suppress(OSError):  # the connection is full, or the worker died, see `alive`
+            while self.unsent:
+                self.unsent = self.unsent[os.write(self.connection.fileno(), self.unsent) :]
 
     def results(self) -> list[tuple[int, Any]]:
         found = []
@@ -262,12 +276,23 @@ class _Worker:
         return self._process.poll() is None
 
     def end(self) -> None:
-        self._process.kill()
+        """Kills the worker and the processes that its functions have started. They are in the worker's process group, which
+        may outlive the worker."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended; macOS calls this a lack of permission
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def kill(self) -> None:
         self.end()
         self.connection.close()
+
+
+def _wait(workers: Sequence[_Worker], seconds: float) -> None:
+    """Waits at most `seconds` seconds, until a worker has sent something, or can take more of its answers."""
+    events = select.poll()
+    for worker in workers:
+        events.register(worker.connection, select.POLLIN | (select.POLLOUT if worker.unsent else 0))
+    events.poll(1000 * seconds)
 
 
 def unusable(function: str, trouble: str) -> ValueError:

@@ -8,6 +8,7 @@ import importlib
 import json
 import math
 import os
+import pickle
 import resource
 import signal
 import sys
@@ -41,9 +42,10 @@ def main(fd: str, functions: str) -> None:
             return
     reply(connection, "loaded", None)
     number = 0
-    with contextlib.suppress(EOFError, OSError):  # the pool closed the connection, or its process has ended
+    # The pool closed the connection, or its process has ended.
+    with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError), os.fdopen(int(fd), "rb", closefd=False) as answers:
         while True:
-            for problem, text in connection.recv():
+            for problem, text in pickle.load(answers):
                 reply(connection, number, rewards_of(rewards, problem, text))
                 number += 1
 

@@ -1,5 +1,5 @@
 """Reads problem files row by row: JSON Lines, JSON arrays, CSV, Parquet and ArrayRecord. A row is a dict that maps column names
-to values.
+to values. A number in JSON that a float would round is its text.
 
 The extension of a file, in upper or lower case, determines the format. JSON Lines, JSON and CSV files may be compressed with
 gzip, under names such as problems.jsonl.gz. Their text is UTF-8, with or without a byte order mark. A .json file may also
@@ -21,7 +21,15 @@ from typing import Any
 
 from igpo_jax.runtime.buckets import local_file
 from igpo_jax.runtime.checks import MOST_PROBLEMS, require
-from igpo_jax.runtime.files import MOST_BYTES, first_line, numbered_lines, parse_json, require_plausible, require_stored
+from igpo_jax.runtime.files import (
+    MOST_BYTES,
+    exact_number,
+    first_line,
+    numbered_lines,
+    parse_json,
+    require_plausible,
+    require_stored,
+)
 from igpo_jax.runtime.installation import install_command
 
 log = logging.getLogger(__name__)
@@ -177,7 +185,7 @@ def _json(stream: Any, path: str, is_array: bool, most: int) -> Parsed:
         content = line + stream.read()
         array = None
         with contextlib.nullcontext() if is_array else contextlib.suppress(ValueError):
-            array = parse_json(_decoded(content, path, number), path)
+            array = parse_json(_decoded(content, path, number), path, exact_number)
         if array is not None and (is_array or all(isinstance(row, dict) for row in array)):
             for entry, row in enumerate(array):
                 place = f"{path}, entry {entry} (from 0)"
@@ -199,7 +207,7 @@ def _json(stream: Any, path: str, is_array: bool, most: int) -> Parsed:
 
 def _json_object(line: bytes, place: str) -> Row | ValueError:
     try:
-        row = parse_json(line, place)
+        row = parse_json(line, place, exact_number)
     except ValueError as error:
         return error
     return row if isinstance(row, dict) else ValueError(f"{place}: not a JSON object")

@@ -32,7 +32,7 @@ STRIPPED = re.compile(r"\S(?:.*\S)?", re.DOTALL)
 METAMATH_TYPES = ("GSM_AnsAug", "MATH_AnsAug")
 # Marks of a missing answer. Answers in words, such as \\text{None} or "no solution", are not in this list.
 PLACEHOLDERS = {"n/a", "nan", "none", "not found", "notfound", "null", "proof"}
-INFINITE = (math.inf, -math.inf)  # JSON may have the numbers Infinity and 1e400
+INFINITE = (math.inf, -math.inf)  # JSON may have the number Infinity
 BLANK = " \u115f\u1160\u2800\u3164\uffa0"  # printable characters without ink: space, fillers of Hangul, Braille without dots
 MARKUP = re.compile(r"\\(?:boxed|fbox|text|mathrm|left|right|[,;:!~ ])|(?<!\\)[{}]|[\s$~.,;]")
 

@@ -16,6 +16,18 @@ from run_log import after_supervised_stage
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
 GSM8K_SAMPLE = pathlib.Path(__file__).parents[1] / "tasks" / "gsm8k_sample.jsonl"
+# A task that prints in worker processes and in the process of the command
+LOUD = """from igpo_jax.tasks import arithmetic
+from igpo_jax.tasks.arithmetic import REWARD_OPTIONS, defaults, load
+
+def reward(problem, text, **options):
+    print("printed by reward")
+    return arithmetic.reward(problem, text, **options)
+
+def extract_answer(text, **options):
+    print("printed by extract_answer")
+    return arithmetic.extract_answer(text, **options)
+"""
 UPDATES, ITERATIONS, INNER_STEPS = 200, 6, 2  # as in tiny.py
 
 
@@ -106,10 +118,13 @@ def test_the_same_command_on_a_finished_run_changes_nothing(command, finished, t
 
 @pytest.mark.slow
 def test_with_json_a_run_prints_nothing_else_to_stdout(command, tmp_path):
+    (tmp_path / "loud.py").write_text(LOUD)
     flags = ("--config.sft.updates=2", "--config.rl.iterations=1", "--config.rl.prompts=2", "--config.evaluation.problems=8")
-    done = command.train(tmp_path / "run", "--json", *flags)
+    run = (f"--config={TINY}", f"--workdir={tmp_path / 'run'}", "--config.task.name=loud", "--json", *flags)
+    done = command("train", *run, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == result(tmp_path / "run") and "the first checkpoint of stage rl has" in done.stderr
+    assert "printed by reward" in done.stderr and "printed by extract_answer" in done.stderr
 
 
 def test_evaluate_without_a_run_is_an_error(command, tmp_path):

@@ -174,6 +174,12 @@ def test_plain_rows_may_use_either_name_of_a_key(tmp_path):
     assert_graded_as_alone(generations, "any")
 
 
+def test_a_gold_number_that_a_float_would_round_is_read_as_its_text(tmp_path):
+    golds = ["12345678901234567890.0", "0.1234567890123456789", "3.5", "2.0"]
+    (tmp_path / "texts.jsonl").write_text("".join(f'{{"gold": {gold}, "text": "7"}}\n' for gold in golds))
+    assert [one.gold for one in read_generations(tmp_path / "texts.jsonl")] == golds
+
+
 def test_mcnemars_test_of_a_case_computed_by_hand():
     one = np.array([1.0] * 1 + [0.0] * 8 + [1.0] * 5 + [0.0] * 6 + [np.nan, 1.0])
     other = np.array([0.0] * 1 + [1.0] * 8 + [1.0] * 5 + [0.0] * 6 + [1.0, np.nan])

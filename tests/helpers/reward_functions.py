@@ -3,7 +3,10 @@
 import os
 import pathlib
 import pickle
+import signal
+import subprocess
 import sys
+import threading
 import time
 
 
@@ -44,6 +47,17 @@ def moody(problem, text, scale=1.0):
             os._exit(1)
         case "fill memory":
             return float(len(bytearray(64 * 2**30)))
+        case "stop later":
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+            return scale
+        case _ if text.startswith("start a program"):
+            started = subprocess.Popen(["sleep", "300"])
+            pathlib.Path(problem.id).write_text(str(started.pid))
+            return moody(problem, text.removeprefix("start a program and "), scale)
+        case "print":
+            print("printed by the function", flush=True)
+            subprocess.run(["echo", "printed by its program"], check=True)
+            return scale
         case "odd text":
             raise RuntimeError("\ud800")
         case _ if text in JUNK:

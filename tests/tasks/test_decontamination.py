@@ -132,9 +132,13 @@ def test_generated_splits_share_no_content(task):
     assert all(untested(map(content, splits["sft"] + splits["rl"]), map(content, splits["test"])))
 
 
-def test_the_template_of_the_prompt_does_not_count():
-    task = ConfigDict(math.defaults(prompt="Answer, Please.\n{question}\nBe Brief, OK?"))
+@pytest.mark.parametrize("prompt", [
+    "Answer, Please.\n{question}\nBe Brief, OK?", "{question}\nRead the question again: {question}\n", "{question}{question}A{question}",
+])  # fmt: skip
+def test_the_template_of_the_prompt_does_not_count(prompt):
+    task = ConfigDict(math.defaults(prompt=prompt))
     shown = [problem(task.prompt.replace("{question}", question)) for question in (SHOP, SHOP.upper(), POINT)]
     contents = list(map(content_of(math, task), shown))
+    assert contents == list(map(question_content, (SHOP, SHOP.upper(), POINT)))
     assert untested(contents, contents[:1]) == [False, False, True] and repeats([*contents, contents[2]]) == 2
     assert repeats([("f of x", "F"), ("f of x", "f"), ("f of x", "")]) == 1 and repeats([]) == 0

@@ -166,6 +166,17 @@ def test_numbers_as_answers(answer, text, tmp_path):
     assert (record.question, record.answer, record.solution) == ("7", text, "")
 
 
+@pytest.mark.parametrize("number, text", [
+    *((number, number) for number in ("12345678901234567890.0", "0.1234567890123456789", "1e400", "-1E-400", "1e" + "9" * 30)),
+    ("3.5", "3.5"), ("3.50", "3.5"), ("1e3", "1000"), ("2.0", "2"), ("-0.0", "0"), ("1e20", "1e+20"), ("0.00001", "1e-05"),
+    ("0.10000000000000001", "0.1"),
+])  # fmt: skip
+@pytest.mark.parametrize("row", ['{{"question": "q", "answer": {}}}\n', '[{{"question": "q", "answer": {}}}]'])
+def test_a_number_that_a_float_would_round_is_read_as_its_text(number, text, row, tmp_path):
+    path = written(tmp_path / "rows.json", row.format(number).encode())
+    assert [record.answer for record in load_sources(f"jsonl:{path}", FIELDS)[0]] == [text]
+
+
 @pytest.mark.parametrize("answer", [None, float("nan"), "", "NaN"])
 def test_a_missing_answer_is_dropped_and_a_missing_question_is_an_error(answer, tmp_path):
     rows = [{"question": "a", "answer": answer}, {"question": "b", "answer": "1"}, {"question": answer, "answer": "1"}]

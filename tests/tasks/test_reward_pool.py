@@ -1,10 +1,12 @@
 """Answers that break their worker do not affect the grading of others."""
 
+import dataclasses
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -83,6 +85,40 @@ def test_one_death_of_the_answer_after_a_late_one_is_not_its_second(pool, tmp_pa
     verdicts = graded(pool(workers=1), "sleep", f"die unless there is {tmp_path / 'file'}", "3", "4")
     assert [v.outcome for v in verdicts] == ["timeout", "ok", "ok", "ok"], verdicts
     assert [v.reward for v in verdicts] == [0.0, 1.0, 3.0, 4.0]
+
+
+def test_a_worker_that_reads_no_answers_is_late(pool):
+    """The answers are larger than the buffer of the connection."""
+    one = pool(workers=1)
+    assert [v.outcome for v in graded(one, "stop later")] == ["ok"]
+    stopped = one._workers[0]._process
+    while state(stopped.pid) != "T":
+        time.sleep(0.01)
+    rescue = threading.Timer(30, stopped.kill)
+    rescue.start()
+    large = dataclasses.replace(PROBLEM, trace="x" * 2**24)
+    assert [v.outcome for v in one([(large, "1"), (large, "2"), (large, "3")])] == ["timeout", "ok", "ok"]
+    rescue.cancel()
+
+
+@pytest.mark.parametrize("trouble, outcome", [("sleep", "timeout"), ("die", "error"), ("1", "ok")])
+def test_programs_that_a_function_has_started_end_with_their_worker(trouble, outcome, pool, tmp_path):
+    one = pool(workers=1)
+    problem = dataclasses.replace(PROBLEM, id=str(tmp_path / "pid"))
+    assert [v.outcome for v in one([(problem, f"start a program and {trouble}")])] == [outcome]
+    if outcome == "ok":
+        assert alive(int((tmp_path / "pid").read_text()))
+        one.close()
+    deadline = time.monotonic() + 10
+    while alive(int((tmp_path / "pid").read_text())):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_what_a_function_prints_goes_to_stderr(pool, capfd):
+    """With --json, stdout is for the results alone."""
+    assert [v.outcome for v in graded(pool(), "print")] == ["ok"]
+    assert capfd.readouterr() == ("", "printed by the function\nprinted by its program\n")
 
 
 @pytest.mark.slow
@@ -202,7 +238,11 @@ def alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    return pathlib.Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    return state(pid) != "Z"
+
+
+def state(pid: int) -> str:
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().split()[2]
 
 
 HANGS = [
