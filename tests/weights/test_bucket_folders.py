@@ -35,6 +35,10 @@ def test_weights_in_a_bucket_are_those_on_disk_and_are_read_once(kind, bucket, t
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, loaded), expected)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(expected))
     assert size <= network.downloaded < 1.05 * size + 100_000, "beside the weights, there are headers"
+    if kind == "model":
+        bucket.pipe_file(f"{address}/params/more/_METADATA", b"{}")
+        with pytest.raises(ValueError, match=f"^{address} has parameters that config.json has no place for: more$"):
+            load_params(address, cfg, mesh)
 
 
 def test_a_model_in_a_bucket_generates_what_it_generates_on_disk(bucket, tmp_path):

@@ -258,6 +258,20 @@ def test_a_folder_with_the_weights_of_two_models_is_refused(models, mesh):
             use()
 
 
+def test_parameters_without_a_place_in_the_configuration_are_refused(models, mesh):
+    """A model with an output head of its own would otherwise compute something else if config.json calls the head tied."""
+    folder = models / "model"
+    shutil.copytree(folder / "params/blocks.query", folder / "params/blocks.query_bias")
+    (folder / "params/.DS_Store").write_text("")
+    with pytest.raises(ValueError, match=f"^{folder} has parameters that config.json has no place for: blocks.query_bias$"):
+        load_params(folder, folder_model_config(folder), mesh)
+    (folder / INDEX).unlink()
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"weight_tying": True}))
+    with refused(models, "config.json has no place for: blocks.query_bias, head$"):
+        export(folder, models / "target", mesh)
+
+
 def test_a_named_pipe_does_not_block_the_hash_of_a_model(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     before = network_digest(tmp_path)
