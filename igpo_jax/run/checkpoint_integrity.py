@@ -147,7 +147,10 @@ def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, 
     if "tokenizer" in about and about["tokenizer"] != identity.get("tokenizer", about["tokenizer"]):
         return "was saved with another tokenizer; put the tokenizer's file back with which the run began, or give another --workdir"
     if "base" in about and about["base"] != identity.get("base", about["base"]):
-        return "was saved with another base model in model.path; put the model back, or give another --workdir"
+        return (
+            "was saved with another base model in model.path, or by an earlier version, which computed the model's hash in "
+            "another way; put the model back, or give another --workdir"
+        )
     saved, data = about.get("data", {}), identity.get("data", {})
     changed = [split for split in splits if split in saved and saved[split] != data.get(split, saved[split])]
     if changed:
