@@ -39,7 +39,7 @@ from igpo_jax.runtime.files import (
     require_plausible,
 )
 from igpo_jax.runtime.mesh import AXES
-from igpo_jax.runtime.orbax_files import check_chunks, check_whole_files
+from igpo_jax.runtime.orbax_files import check_chunks, check_whole_files, remove_paths
 from igpo_jax.runtime.progress import progress
 from igpo_jax.tokenizers import special_tokens
 from igpo_jax.weights.finite import check_finite
@@ -319,6 +319,8 @@ def convert(
         for path, value in _with_progress(stream, cfg, mesh, "converting"):
             ocp.save(_place(address_of(folder), path), {"value": value})
             del value
+        if jax.process_index() == 0:
+            remove_paths(folder / "params")
 
 
 def export(
