@@ -97,6 +97,7 @@ SLOW = {
     "unigram": (unigram(ALL_LENGTHS), "pieces that begin with each other, up to 'a*, have more than 4096 bytes together"),
     "added": (added("a", "a" * 4096 + "b"), "pieces that begin with each other, up to 'a*, have more than 4096 bytes together"),
     "large unigram": (unigram(f"{i:04d}" * 800 for i in range(2700)), "the pieces have 8640000 bytes; at most 8388608 are possible"),
+    "many added": (added(*(f"{i:04d}" * 100 for i in range(2700))), "normalized, the added tokens may have 1080000 bytes; at most 1048576 are possible"),
     "word": (model(max_input_chars_per_word=10**400), "model.max_input_chars_per_word is above 256"),
     "prefix": (model(continuing_subword_prefix="#" * 65), "model.continuing_subword_prefix has 65 bytes; at most 64 are possible"),
     "suffix": (model(end_of_word_suffix="#" * 65), "model.end_of_word_suffix has 65 bytes; at most 64 are possible"),
@@ -182,7 +183,7 @@ def test_added_tokens_are_normalized_within_the_limit_when_the_file_is_read(tmp_
     long = {"id": 400, "content": "a" * 100_000, "special": False, "normalized": True, "single_word": False}
     _, values = edited(tmp_path, normalizer=replace("a", "a" * 1000))
     edited(tmp_path, normalizer=replace("a", "a" * 1000), added_tokens=values["added_tokens"] + [long])
-    with pytest.raises(ValueError, match="tokenizer.json may lengthen a text of 1"):
+    with pytest.raises(ValueError, match="tokenizer.json: normalized, the added tokens may have 1000000.. bytes; at most"):
         load_tokenizer(tmp_path, 300)
 
 

@@ -63,9 +63,9 @@ from igpo_jax.run.results import environment
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.bucket_folders import local_results, opened_by_all, opened_output, share_files
 from igpo_jax.runtime.buckets import is_address, require_model, with_addresses
-from igpo_jax.runtime.checks import MOST_ROWS, MOST_TOKENS, require
+from igpo_jax.runtime.checks import MOST_ROWS, MOST_TOKENS, present, require
 from igpo_jax.runtime.distributed import check_same, raise_on_all_hosts
-from igpo_jax.runtime.files import atomic_write, is_inside, place_name, read_json, require_same_identity
+from igpo_jax.runtime.files import atomic_write, is_inside, place_name, require_same_identity
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks.benchmark import load_benchmark
@@ -249,21 +249,21 @@ def output_folder(model: DiffusionLM) -> str:
 
 
 def check_identity(folder: pathlib.Path, model: DiffusionLM, protocol: dict, upload: Callable[[], None]) -> None:
-    """Records the protocol and a hash of the weights in the file protocol.json of an evaluation's folder. Raises ValueError on
-    all processes if the folder belongs to an evaluation with another protocol or other weights, or if a process cannot see the
-    files that process 0 writes. If the folder is in a bucket, `upload` uploads changed files (see `opened_by_all`)."""
+    """Records the protocol and hashes of the weights and the tokenizer in the file protocol.json of an evaluation's folder.
+    Raises ValueError on all processes if the folder belongs to an evaluation with another protocol, other weights or another
+    tokenizer, or if a process cannot see the files that process 0 writes. If the folder is in a bucket, `upload` uploads
+    changed files (see `opened_by_all`)."""
     with raise_on_all_hosts():
         if jax.process_index() == 0:
-            identity = {"weights": weights_digest(model.origin), "protocol": protocol}
+            tokenizer = present(model.tokenizer)
+            # Of a Hugging Face tokenizer, the hash does not cover tokenizer_config.json, which names these special tokens.
+            used = {"hash": tokenizer.digest, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+            identity = {"weights": weights_digest(model.origin), "tokenizer": used, "protocol": protocol}
             identity |= {"compared_with": "the exact sampler"} if SAMPLER_ERROR.value else {}
-            file = folder / "protocol.json"
-            if (base := base_digest(model.origin)) and not (
-                file.is_file() and "base" not in read_json(file)
-            ):  # older ones lack it
-                identity["base"] = base
+            identity |= {"base": base} if (base := base_digest(model.origin)) else {}
             folders = ("exact/", "fast/") if SAMPLER_ERROR.value else ("",)
             results = [folder / "card.json", *(folder / f"{place}{name}.jsonl" for name in protocol for place in folders)]
-            require_same_identity(file, json.loads(json.dumps(identity)), "evaluation", results)
+            require_same_identity(folder / "protocol.json", json.loads(json.dumps(identity)), "evaluation", results)
     share_files(folder, ("protocol.json",), upload)
 
 

@@ -18,7 +18,7 @@ from igpo_jax.run import checkpoint_integrity as integrity
 from igpo_jax.runtime.buckets import is_about_requests, move_objects
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import all_gather_hosts, raise_on_all_hosts
-from igpo_jax.runtime.orbax_files import check_chunks
+from igpo_jax.runtime.orbax_files import check_chunks, remove_paths
 from igpo_jax.runtime.preemption import Terminated
 
 SAVE_ATTEMPTS = 10  # of a save to a bucket
@@ -204,7 +204,9 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def _remove_paths(self) -> None:
         if jax.process_index() == 0 and self._local:
-            integrity.remove_paths(self.folder, self._with_paths)
+            for step in [step for step in self._with_paths if (self.folder / str(step)).is_dir()]:
+                remove_paths(self.folder / str(step))
+                self._with_paths.discard(step)
 
     def restore_latest(self, abstract_state, abstract_key: jax.Array, abstract_solution_bank: np.ndarray | None = None):
         """Returns (step, state, key, solution bank, values not yet logged) of the newest readable checkpoint, or None if there

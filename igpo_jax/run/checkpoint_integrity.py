@@ -1,7 +1,6 @@
 """Detects damaged checkpoints and checkpoints of other runs. Damage is found with a checksum of each array and a CRC-32 of the
 metadata. Another run is recognized by the fingerprints of its configuration and data."""
 
-import contextlib
 import json
 import logging
 import math
@@ -20,13 +19,12 @@ from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import first_line, folder_size, parse_json, require_file, require_plausible
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import to_host
-from igpo_jax.runtime.orbax_files import METADATA, MOST_METADATA, check_files, check_whole_files
+from igpo_jax.runtime.orbax_files import COMMITTED, METADATA, MOST_METADATA, check_files, check_whole_files
 
 log = logging.getLogger(__name__)
 
 MOST_DIGITS = 15  # of a step
 NO_LINK = "is a symbolic link; remove it, or put the folder of the checkpoint in its place"
-COMMITTED = "commit_success.txt"  # Orbax's mark of a complete checkpoint
 # Stage -> (name of the configuration's fingerprint in the metadata, splits on which the stage depends). The fingerprint of the
 # supervised stage leaves out the keys of the RL stage, because the arms of a comparison share supervised checkpoints.
 IDENTITIES = {"sft": ("sft_fingerprint", ("sft", "test")), "rl": ("fingerprint", ("sft", "rl", "test"))}
@@ -147,7 +145,10 @@ def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, 
     if "tokenizer" in about and about["tokenizer"] != identity.get("tokenizer", about["tokenizer"]):
         return "was saved with another tokenizer; put the tokenizer's file back with which the run began, or give another --workdir"
     if "base" in about and about["base"] != identity.get("base", about["base"]):
-        return "was saved with another base model in model.path; put the model back, or give another --workdir"
+        return (
+            "was saved with another base model in model.path, or by an earlier version, which computed the model's hash in "
+            "another way; put the model back, or give another --workdir"
+        )
     saved, data = about.get("data", {}), identity.get("data", {})
     changed = [split for split in splits if split in saved and saved[split] != data.get(split, saved[split])]
     if changed:
@@ -189,21 +190,6 @@ def remove_unreadable_metrics(folder: Any) -> None:
                 shutil.rmtree(path.parent, ignore_errors=True)
             else:
                 path.parent.rmtree()
-
-
-def remove_paths(folder: pathlib.Path, steps: set[int]) -> None:
-    """Removes absolute paths of this machine from the files of complete checkpoints. Orbax writes these paths into the files,
-    but later only tests whether the files exist. `steps` contains the steps of the checkpoints. The steps of complete
-    checkpoints are removed from this set. Does not change files that may also be files of another folder, through a link."""
-    for step in [step for step in steps if (folder / str(step)).is_dir()]:
-        for file in (folder / str(step)).rglob(COMMITTED):
-            with contextlib.suppress(FileNotFoundError, PermissionError):  # it may be deleted meanwhile
-                if not file.is_file() or file.is_symlink() or file.stat().st_nlink > 1:
-                    continue
-                with file.open("r+") as opened:
-                    opened.write("committed\n")
-                    opened.truncate()
-        steps.discard(step)
 
 
 def describe(error: Exception) -> str:

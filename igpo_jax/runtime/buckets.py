@@ -14,7 +14,7 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from igpo_jax.runtime.checks import require
@@ -30,6 +30,7 @@ WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5
 LOCK = ".lock"  # the object of a lock, see bucket_locks.py
 MOST_DOWNLOADED = 1 << 33  # bytes of an object; the address may come from a stranger's file
 MOST_SMALL = 1 << 30  # bytes of all files of a model that are not weights
+PARALLEL = 1 << 8  # requests for ranges of an object
 COMMAND_PATIENCE, RUN_PATIENCE = 30.0, 1200.0  # seconds in which a failed request is repeated
 
 log = logging.getLogger(__name__)
@@ -199,6 +200,19 @@ def read_range(file: Any, begin: int, end: int) -> bytes:
     with file.open("rb") as opened:
         opened.seek(begin)
         return opened.read(end - begin)
+
+
+def read_ranges(file: Any, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+    """Yields the bytes of each range [begin, end) of a file, which may be in a bucket. The requests to a bucket are sent at the
+    same time, because thousands of them would take minutes one after the other."""
+    if isinstance(file, pathlib.Path):
+        yield from (read_range(file, *place) for place in ranges)
+        return
+    for first in range(0, len(ranges), PARALLEL):
+        begins, ends = zip(*ranges[first : first + PARALLEL], strict=True)
+        with explained_errors(str(file), "read"):
+            found = filesystem().cat_ranges([str(file)] * len(begins), begins, ends, on_error="raise")
+        yield from found
 
 
 def write_object(address: str, content: bytes) -> None:

@@ -314,5 +314,7 @@ def require_same_identity(file: pathlib.Path, identity: dict[str, Any], kind: st
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(file, json.dumps(identity, indent=2, ensure_ascii=False))
         return
-    differing = ", ".join(differing_keys(renamed(read_json(file)), identity))
-    require(not differing, f"{file.parent} holds another {kind} (differing: {differing}); give another --output")
+    written = renamed(read_json(file))
+    differing = ", ".join(differing_keys(written, identity))
+    another = f"another {kind}" + (", or one of an earlier version" if identity.keys() - written.keys() else "")
+    require(not differing, f"{file.parent} holds {another} (differing: {differing}); give another --output")

@@ -1,5 +1,6 @@
 """Checks folders that Orbax reads and that may come from untrusted sources."""
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ import jax
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import MOST_BYTES, hub_blobs
 
+COMMITTED = "commit_success.txt"  # Orbax's mark of a complete checkpoint
 METADATA = "_CHECKPOINT_METADATA"  # Orbax's file of a checkpoint's metadata
 MOST_METADATA = 1 << 18  # bytes of metadata; an honest file has about 300 per array, and at most 100 arrays
 READ_AS_A_WHOLE = {  # file -> most bytes; Orbax needs 25 KB of memory per array that is named in _METADATA
@@ -53,3 +55,16 @@ def check_chunks(metadata: Any) -> None:
         for shape in (stored.chunk_shape, stored.write_shape) if stored else ():
             fits = shape is None or all(part <= max(1, size) for part, size in zip(shape, leaf.shape, strict=True))
             require(fits, f"{jax.tree_util.keystr(path)}: chunks of {shape} are larger than the array")
+
+
+def remove_paths(folder: pathlib.Path) -> None:
+    """Removes absolute paths of this machine from the files of the complete checkpoints in `folder`. Orbax writes these paths
+    into the files `COMMITTED`, but later only tests whether they exist. Does not change files that may also be files of another
+    folder, through a link."""
+    for file in folder.rglob(COMMITTED):
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # it may be deleted meanwhile
+            if not file.is_file() or file.is_symlink() or file.stat().st_nlink > 1:
+                continue
+            with file.open("r+") as opened:
+                opened.write("committed\n")
+                opened.truncate()

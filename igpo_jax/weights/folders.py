@@ -39,7 +39,7 @@ from igpo_jax.runtime.files import (
     require_plausible,
 )
 from igpo_jax.runtime.mesh import AXES
-from igpo_jax.runtime.orbax_files import check_chunks, check_whole_files
+from igpo_jax.runtime.orbax_files import check_chunks, check_whole_files, remove_paths
 from igpo_jax.runtime.progress import progress
 from igpo_jax.tokenizers import special_tokens
 from igpo_jax.weights.finite import check_finite
@@ -116,9 +116,7 @@ def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelC
     wanted = {name: layout.shape for layout in layouts.values() for name in layout.names}
     missing, unexpected = sorted(wanted.keys() - stored.keys()), sorted(stored.keys() - wanted.keys())
     for message, names in (("lacks", missing), ("has tensors that config.json has no place for:", unexpected)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ValueError(f"{folder} {message} {', '.join(names[:3])}{more}")
+        require(not names, f"{folder} {message} {_first_names(names)}")
     for name, shape in wanted.items():
         if stored[name].shape != shape:
             raise ValueError(f"{stored[name].file}: tensor {name} has shape {stored[name].shape}, config.json asks for {shape}")
@@ -127,6 +125,10 @@ def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelC
         (one, name), (other, another) = list(dtypes.items())[:2]
         raise ValueError(f"{folder}: tensor {name} is {one}, tensor {another} is {other}; all must have one dtype")
     return stored
+
+
+def _first_names(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _read_tensor(stored: Stored, name: str, mesh: Mesh) -> jax.Array:
@@ -194,8 +196,14 @@ def stream_model_folder(
     folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, dtype: str | None = None, allow_nonfinite: bool = False
 ) -> Stream:
     """Yields every parameter of a model folder as a sharded array. Its dtype is `dtype`, or the stored dtype if `dtype` is
-    None. Raises ValueError at the first parameter with NaN or infinite values, unless `allow_nonfinite` is True."""
-    for path, leaf in _leaves(cfg, mesh).items():
+    None. Raises ValueError if the folder has parameters that config.json does not ask for, because a model without them would
+    compute something else. Also raises ValueError at the first parameter with NaN or infinite values, unless `allow_nonfinite`
+    is True."""
+    leaves = _leaves(cfg, mesh)
+    stored = {place.name for place in (path_of(folder) / "params").iterdir() if place.is_dir()}
+    unexpected = sorted(stored - {".".join(path) for path in leaves})
+    require(not unexpected, f"{folder} has parameters that config.json has no place for: {_first_names(unexpected)}")
+    for path, leaf in leaves.items():
         place = _place(folder, path)
         with _one_line_errors(place):
             saved = _metadata(place)
@@ -311,6 +319,8 @@ def convert(
         for path, value in _with_progress(stream, cfg, mesh, "converting"):
             ocp.save(_place(address_of(folder), path), {"value": value})
             del value
+        if jax.process_index() == 0:
+            remove_paths(folder / "params")
 
 
 def export(

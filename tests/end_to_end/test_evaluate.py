@@ -6,6 +6,7 @@ import runpy
 import shutil
 
 import pytest
+from sentencepiece import sentencepiece_model_pb2
 
 from igpo_jax.config import to_json
 from igpo_jax.evaluate.benchmark import compare
@@ -121,6 +122,19 @@ def test_a_folder_keeps_to_its_model_and_protocol(command, config, finished, exp
     for flags in (["--config.decode.steps=4"], ["--config.stage=sft"]):
         done = command("evaluate", f"--config={config}", f"--config.model={finished}", f"--output={expected[0]}", *flags)
         assert done.returncode == 1 and "holds another evaluation (differing: " in done.stderr
+
+
+def test_a_folder_keeps_to_its_tokenizer(command, config, finished, expected, tmp_path):
+    """With two pieces exchanged, the same weights read other prompts and write other texts."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    model = sentencepiece_model_pb2.ModelProto.FromString((run / "tokenizer.model").read_bytes())
+    one, other = [piece for piece in model.pieces if piece.piece in ("1", "2")]
+    one.piece, other.piece = other.piece, one.piece
+    (run / "tokenizer.model").write_bytes(model.SerializeToString())
+    given = (f"--config={config}", f"--config.model={run}", f"--output={expected[0]}")
+    done = command("evaluate", *given)
+    refusal = f"error: {expected[0]} holds another evaluation (differing: tokenizer.hash); give another --output"
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == refusal, done.stderr
 
 
 def test_a_run_is_graded_as_it_grades_itself(command, finished, tmp_path):

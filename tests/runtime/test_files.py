@@ -156,6 +156,10 @@ def test_results_of_another_command_are_not_replaced(tmp_path):
     assert names(tmp_path) == ["card.json"]
     (tmp_path / "settings.json").write_text('{"a": 1}')
     require_same_identity(tmp_path / "settings.json", {"a": 1}, "rewriting", [tmp_path / "card.json"])
+    with pytest.raises(ValueError, match=r"holds another rewriting \(differing: a\); give another --output"):
+        require_same_identity(tmp_path / "settings.json", {"a": 2}, "rewriting")
+    with pytest.raises(ValueError, match=r"holds another rewriting, or one of an earlier version \(differing: b\); give"):
+        require_same_identity(tmp_path / "settings.json", {"a": 1, "b": 1}, "rewriting")
 
 
 @pytest.mark.parametrize("content", ['{"draws": 1, "draws": 16}', '[{"a": {"draws": 1, "b": 2, "draws": 1}}]'])

@@ -6,6 +6,7 @@ import pytest
 
 import igpo_jax
 from igpo_jax.runtime import buckets
+from igpo_jax.weights.digest import files_digest
 from igpo_jax.weights.folders import convert, load_params
 from igpo_jax.weights.huggingface import folder_model_config
 from model_folders import write_folder
@@ -35,6 +36,23 @@ def test_weights_in_a_bucket_are_those_on_disk_and_are_read_once(kind, bucket, t
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, loaded), expected)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(expected))
     assert size <= network.downloaded < 1.05 * size + 100_000, "beside the weights, there are headers"
+    if kind == "model":
+        bucket.pipe_file(f"{address}/params/more/_METADATA", b"{}")
+        with pytest.raises(ValueError, match=f"^{address} has parameters that config.json has no place for: more$"):
+            load_params(address, cfg, mesh)
+
+
+def test_files_in_a_bucket_have_the_hash_of_those_on_disk(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr("igpo_jax.runtime.buckets.PARALLEL", 3)
+    monkeypatch.setattr("igpo_jax.weights.digest.WHOLE", 1 << 20)
+    monkeypatch.setattr("igpo_jax.weights.digest.STRIDE", 1 << 18)
+    for name, size in {"large": (1 << 21) + 5, "small": 1000, "empty": 0}.items():
+        (tmp_path / name).write_bytes(np.random.default_rng(size).bytes(size))
+        bucket.put(str(tmp_path / name), f"gs://team/hashed/{name}")
+    expected = files_digest({file: file.stat().st_size for file in tmp_path.iterdir() if file.is_file()})
+    network.downloaded = 0
+    assert files_digest(buckets.all_files(buckets.path_of("gs://team/hashed"))) == expected
+    assert network.downloaded < 1 << 20  # of 2 MiB
 
 
 def test_a_model_in_a_bucket_generates_what_it_generates_on_disk(bucket, tmp_path):

@@ -20,6 +20,7 @@ from igpo_jax.model import lora
 from igpo_jax.model.lora import LoraConfig
 from igpo_jax.run import export as run_export
 from igpo_jax.runtime.files import atomic_write
+from igpo_jax.runtime.orbax_files import COMMITTED
 from igpo_jax.weights.folders import ORIGIN, convert, export, original_name
 from igpo_jax.weights.peft import ADAPTER_CONFIG, ADAPTER_FILE, export_peft, import_peft
 from model_folders import PLAIN, write_folder
@@ -48,6 +49,18 @@ def test_every_written_file_has_the_mode_that_the_umask_gives(umask, adapters, m
     assert len(modes) > 20
     wrong = {path: oct(mode) for path, mode in modes.items() if mode != (0o777 if path.is_dir() else 0o666) & ~umask}
     assert not wrong
+
+
+def test_a_converted_model_does_not_hold_the_path_to_it(mesh, tmp_path):
+    """The path of a checkpoint that a killed command leaves behind is not part of its hash either."""
+    write_folder(tmp_path / "hf", mesh)
+    convert(tmp_path / "hf", tmp_path / "model", mesh)
+    files = [file for file in (tmp_path / "model").rglob("*") if file.is_file() and file.name != ORIGIN]
+    marks = [file for file in files if file.name == COMMITTED]
+    assert len(marks) > 10 and not [file for file in files if os.fsencode(tmp_path) in file.read_bytes()]
+    before = weights_digest({"path": str(tmp_path / "model")})
+    marks[0].write_text(f"committed to {tmp_path}")
+    assert weights_digest({"path": str(tmp_path / "model")}) == before
 
 
 @pytest.mark.slow

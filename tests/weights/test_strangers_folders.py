@@ -17,7 +17,7 @@ import pytest
 from igpo_jax.run import export as run_export
 from igpo_jax.runtime.files import require_plain_name
 from igpo_jax.runtime.mesh import make_mesh
-from igpo_jax.weights.digest import files_digest, model_files, network_digest
+from igpo_jax.weights.digest import MOST_SAMPLES, SAMPLED, STRIDE, WHOLE, files_digest, model_files, network_digest
 from igpo_jax.weights.folders import convert, export, is_model_folder, load_params, original_name
 from igpo_jax.weights.huggingface import INDEX, folder_model_config, llada_config, tensor_names
 from igpo_jax.weights.new_folders import ORIGIN, new_folder
@@ -258,6 +258,20 @@ def test_a_folder_with_the_weights_of_two_models_is_refused(models, mesh):
             use()
 
 
+def test_parameters_without_a_place_in_the_configuration_are_refused(models, mesh):
+    """A model with an output head of its own would otherwise compute something else if config.json calls the head tied."""
+    folder = models / "model"
+    shutil.copytree(folder / "params/blocks.query", folder / "params/blocks.query_bias")
+    (folder / "params/.DS_Store").write_text("")
+    with pytest.raises(ValueError, match=f"^{folder} has parameters that config.json has no place for: blocks.query_bias$"):
+        load_params(folder, folder_model_config(folder), mesh)
+    (folder / INDEX).unlink()
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"weight_tying": True}))
+    with refused(models, "config.json has no place for: blocks.query_bias, head$"):
+        export(folder, models / "target", mesh)
+
+
 def test_a_named_pipe_does_not_block_the_hash_of_a_model(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     before = network_digest(tmp_path)
@@ -274,6 +288,32 @@ def test_a_named_pipe_does_not_block_the_hash_of_a_model(tmp_path):
 def test_a_name_that_is_not_unicode_is_hashed(tmp_path):
     (tmp_path / os.fsdecode(b"\xff.txt")).write_text("x")
     assert re.fullmatch("[0-9a-f]{16}", files_digest(model_files(tmp_path)))
+
+
+def test_the_hash_of_a_file_changes_with_every_large_tensor(tmp_path):
+    """A sample of 64 KiB in each sixteenth of a file left most layers of an 8B model out."""
+    file = tmp_path / "model.safetensors"
+    for size in (STRIDE, 40 * STRIDE):
+        with file.open("wb") as opened:
+            opened.truncate(size)
+        before, begin = network_digest(tmp_path), size // 2 - SAMPLED
+        for place, changed in ((begin, 1 if size <= WHOLE else STRIDE), (size - 1, 1)):
+            with file.open("r+b") as opened:
+                opened.seek(place)
+                opened.write(b"x" * changed)
+            assert network_digest(tmp_path) != before
+            with file.open("r+b") as opened:
+                opened.seek(place)
+                opened.write(bytes(changed))
+            assert network_digest(tmp_path) == before
+
+
+def test_the_hash_of_a_huge_sparse_file_takes_a_bounded_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("igpo_jax.weights.digest.read_ranges", lambda _, ranges: read.extend(ranges) or [b""])
+    for size in (1 << 34, 1 << 43):
+        read: list[tuple[int, int]] = []
+        files_digest({tmp_path: size})
+        assert len(read) <= MOST_SAMPLES + 2 and sum(end - begin for begin, end in read) < 1.1 * (1 << 30)
 
 
 def test_a_link_in_place_of_the_temporary_folder_leads_to_no_deletion(tmp_path):
