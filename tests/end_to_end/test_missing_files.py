@@ -11,11 +11,13 @@ import pytest
 
 from igpo_jax import config as configuration
 from igpo_jax.compare.arms import ARMS, overrides_of
+from igpo_jax.compare.numbers import read_run_numbers
+from igpo_jax.report.page import write_report
 from igpo_jax.run import checkpoint_integrity as integrity
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import open_experiment
 from igpo_jax.run.metrics import LOGS, read_rows
-from igpo_jax.run.missing_files import check_links, check_logs
+from igpo_jax.run.missing_files import check_finished_logs, check_links, check_logs
 from igpo_jax.run.restore import restore_run
 from igpo_jax.run.results import write_result
 from igpo_jax.stages import rl
@@ -181,6 +183,38 @@ def test_every_restore_compares_the_configuration(finished, tmp_path):
         assert integrity.other_identity(stage, about, experiment.identity(stage)) == ""
         assert "another configuration" in integrity.other_identity(stage, about, experiment.identity(stage) | {name: "0"})
         assert "split test;" in integrity.other_identity(stage, about, {"data": experiment.data | {"test": "0"}})
+
+
+@pytest.mark.parametrize("summed", [True, False])
+@pytest.mark.parametrize("log", LOGS)
+def test_lines_that_a_finished_run_has_lost_are_noticed_by_its_readers(log, summed, finished, tmp_path):
+    """Without sums in result.json, as in earlier versions, the newest checkpoint has them."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    assert result["logs"] == integrity.read_metadata(run / "checkpoints/rl/6")["logs"]
+    if not summed:
+        del result["logs"]
+        (run / "result.json").write_text(json.dumps(result))
+    page = write_report(run).read_bytes()
+    assert read_run_numbers(run).rollouts
+    for delete, words in (change_lines(log, CHANGES["middle"]), "has lost or changed lines since"), (remove(log), "is missing"):
+        delete(run)
+        for read in (write_report, read_run_numbers):
+            with pytest.raises(ValueError, match=f"{run / log} {words}.* the run finished; restore it from a copy, or train"):
+                read(run)
+        assert (run / "report.html").read_bytes() == page
+        shutil.copy(finished / log, run)
+
+
+def test_the_sums_of_a_finished_run_allow_lines_that_were_added_and_have_a_form(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 213, ')  # of a run that goes on
+    check_finished_logs(run)
+    for sums in ([], {"metrics.jsonl": 1}, {"metrics.jsonl": [1]}, {"../x": [1, 1]}):
+        (run / "result.json").write_text(json.dumps({"logs": sums}))
+        with pytest.raises(ValueError, match=r"result.json: logs=.* are no checksums of logs; restore it from a copy$"):
+            check_finished_logs(run)
 
 
 def test_a_loss_can_be_accepted(finished, tmp_path):
