@@ -94,7 +94,7 @@ def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
 
 def is_step(name: str) -> bool:
     """Returns whether `name` is a name that Orbax gives to a checkpoint's folder: a number of updates or iterations."""
-    return name.isascii() and name.isdecimal() and len(name) <= MOST_DIGITS
+    return name.isascii() and name.isdecimal() and len(name) <= MOST_DIGITS and name == str(int(name))
 
 
 def steps_in(folder: pathlib.Path) -> list[int]:

@@ -14,6 +14,8 @@ from igpo_jax.config import Config
 from igpo_jax.run.bucket_runs import checkpoints_of
 from igpo_jax.run.checkpoint_integrity import NO_LINK, are_log_sums, other_identity, read_metadata, steps_in
 from igpo_jax.run.metrics import LOGS, read_log
+from igpo_jax.runtime.bucket_folders import address_of
+from igpo_jax.runtime.buckets import path_of
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import is_inside, read_json
 
@@ -133,3 +135,20 @@ def check_stage(workdir: pathlib.Path, config: Config, stage: str, done: int | N
         first = updates if stage == "rl" else min(config.sft.checkpoint_every or updates, updates)
         require(logged <= first, f"{folder} has no checkpoints, but the logs go on to update {logged}; {again}")
         require(not (workdir / "result.json").is_file(), f"{folder} has no checkpoints, but the run has a result.json; {again}")
+
+
+def check_result(workdir: pathlib.Path, newest: Any, step: int) -> None:
+    """Raises ValueError if the run finished with a later update than `step`, that of its newest checkpoint `newest`. If training
+    continued from this checkpoint, it would cut the logs and replace the results of a finished run."""
+    file = workdir / "result.json"
+    updates = read_json(file).get("updates", 0) if file.is_file() else 0
+    later = type(updates) is int and updates > step
+    lost = f"the run finished with update {updates} ({file.name}), but its newest checkpoint, {newest}, is of update {step}"
+    require(not later, f"{lost}; {RESTORE}, or give --accept_loss to train the rest again, which cuts the logs")
+
+
+def discard_result(workdir: pathlib.Path) -> None:
+    """Removes the result.json of a run that trains further. It would no longer describe the logs, and launchers and reports
+    would take the run for finished."""
+    for folder in (workdir, path_of(address_of(workdir))):
+        (folder / "result.json").unlink(missing_ok=True)

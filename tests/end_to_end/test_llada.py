@@ -169,6 +169,7 @@ def test_a_run_of_adapters_continues_where_it_stopped(command, llada, run, tmp_p
         workdir = tmp_path / cut[0]
         shutil.copytree(run, workdir)
         shutil.rmtree(workdir / "checkpoints" / cut[0] / cut[1])
+        (workdir / "result.json").unlink()
         if cut[0] == "sft":
             shutil.rmtree(workdir / "checkpoints" / "rl")
         done = train(command, llada, workdir, *["--accept_loss"] * (cut[0] == "sft"))  # the RL stage starts again
@@ -281,7 +282,10 @@ def test_a_missing_tokenizer_is_found_before_weights_are_read(command, llada, tm
     shutil.copy(llada / "config.json", tmp_path / "bare")  # without weights: reading them would be another error
     done = command(*(argument.format(bare=tmp_path / "bare", config=CONFIG) for argument in arguments), cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"{tmp_path / 'bare'} must have one tokenizer, but has neither tokenizer.json nor vocab.json nor a *.model file" in done.stderr
+    assert (
+        f"{tmp_path / 'bare'} must have one tokenizer, but has neither tokenizer.json nor vocab.json nor a *.model file"
+        in done.stderr
+    )
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from igpo_jax.stages import rl
 from igpo_jax.stages.rl import run_rl
 from igpo_jax.stages.sft import run_sft
 from run_configs import contents, tiny
+from same_run import corrupt
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 
@@ -98,6 +99,10 @@ CASES = {
     "RL checkpoints without a result": (remove("checkpoints/rl", "result.json"), [NONE, "go on to update 212"]),
     "checkpoints of half a supervised stage": (after(HALF, remove("checkpoints/sft")), [NONE, "go on to update 180"]),
     "metrics of half a supervised stage": (after(HALF, remove("metrics.jsonl")), ["metrics.jsonl is missing", "sft/180"]),
+    "last RL checkpoint": (
+        remove("checkpoints/rl/6"),
+        ["finished with update 212 (result.json), but", "rl/5, is of update 210"],
+    ),
     "metrics": (remove("metrics.jsonl"), ["metrics.jsonl is missing", "checkpoints/rl/6", "--accept_loss"]),
     "rollouts": (remove("rollouts.jsonl"), ["rollouts.jsonl is missing", "checkpoints/rl/6"]),
     "evaluations": (remove("evaluations.jsonl"), ["evaluations.jsonl is missing", "checkpoints/rl/6"]),
@@ -225,6 +230,34 @@ def test_a_loss_can_be_accepted(finished, tmp_path):
     remove("checkpoints/sft")(run)
     with pytest.raises(ValueError, match="has no checkpoint of the end of the supervised stage"):
         resume(run, accept_loss=True)
+
+
+def test_the_name_of_a_checkpoint_with_a_leading_zero_is_no_step(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "checkpoints/rl/6").rename(run / "checkpoints/rl/06")
+    assert integrity.steps_in(run / "checkpoints/rl")[-1] == 5
+    assert refusal(run) == f"{run / 'checkpoints/rl/06'}: 06 is not the step of a checkpoint; move it away"
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_trains_further_is_unfinished_and_its_last_checkpoint_may_be_unreadable(
+    finished, tmp_path, monkeypatch
+):
+    def killed(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(rl, "run_iteration", killed)
+    for name, accept_loss in (("lost", True), ("unreadable", False)):
+        run = shutil.copytree(finished, tmp_path / name)
+        if accept_loss:
+            remove("checkpoints/rl/6")(run)
+        else:
+            corrupt(run / "checkpoints/rl/6")
+        for accepted in (accept_loss, False):  # it continues without --accept_loss
+            with pytest.raises(InterruptedError):
+                resume(run, accepted)
+            assert not (run / "result.json").exists()
+            write_report(run)
 
 
 @pytest.mark.slow
