@@ -282,10 +282,7 @@ def test_a_missing_tokenizer_is_found_before_weights_are_read(command, llada, tm
     shutil.copy(llada / "config.json", tmp_path / "bare")  # without weights: reading them would be another error
     done = command(*(argument.format(bare=tmp_path / "bare", config=CONFIG) for argument in arguments), cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert (
-        f"{tmp_path / 'bare'} must have one tokenizer, but has neither tokenizer.json nor vocab.json nor a *.model file"
-        in done.stderr
-    )
+    assert f"{tmp_path / 'bare'} must have one tokenizer, but has neither tokenizer.json nor vocab.json nor a *.model file" in done.stderr
 
 
 @pytest.mark.slow
