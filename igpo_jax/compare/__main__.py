@@ -37,6 +37,7 @@ from igpo_jax.compare.arms import (
     parse_arms,
     parse_seeds,
     path_of,
+    require_finished,
     require_own_logs,
     run_name,
     time_left,
@@ -44,10 +45,8 @@ from igpo_jax.compare.arms import (
 from igpo_jax.compare.numbers import compare_runs, seconds_of
 from igpo_jax.compare.page import write_comparison
 from igpo_jax.compare.tasks import check_tasks, compare_tasks
-from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import (
     open_without_links,
-    read_json,
     require_links_inside,
     require_same_identity,
 )
@@ -170,15 +169,16 @@ def train_all(folder: pathlib.Path, file: str, stages: list[list[Run]], override
 def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: list[str], running: set) -> None:
     """Trains one run in a separate process, unless it is finished. `folder` is the folder seed-N, which holds all runs from one
     supervised stage. The set `running` contains the training process until it ends. If the run fails, raises a RuntimeError
-    that names the log file. Raises ValueError if the folder contains a run of this arm with other overrides or another seed."""
+    that names the log file. Raises ValueError if the run's folder contains a run of another arm, with other overrides or with
+    another seed."""
     run, seed = folder / run_name(arm, rl_seed), int(folder.name.removeprefix("seed-"))
     own = {"rl.iterations": 0} if arm == SUPERVISED else overrides_of(arm, CONFIG.value)
     own |= {"rl.seed": rl_seed} if rl_seed else {}
-    require_same_identity(run.with_suffix(".json"), own, f"arm {arm}")
+    require_same_identity(run.with_suffix(".json"), own, f"arm {arm}", [run])
     if (run / "result.json").is_file():
-        other = read_json(run / "result.json").get("seed", seed)
-        require(other == seed, f"{run / 'result.json'} is of the seed {other}; move the folder to seed-{other}, or remove it")
-        return
+        requested = CONFIG.value.copy_and_resolve_references()
+        requested.update_from_flattened_dict({"seed": seed} | own)
+        return require_finished(run, requested)
     if not run.exists():
         create_run_folder(run)
     command = [*python_command("igpo_jax.train"), f"--config={file}", f"--workdir={run}"]

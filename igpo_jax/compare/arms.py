@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
+from igpo_jax.run.experiment import as_begun, keys_of_other_run
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import read_json, require_same_identity, require_stored
 from igpo_jax.runtime.progress import duration
@@ -259,6 +260,22 @@ def check_comparison(written: pathlib.Path, identity: dict[str, Any], config: Co
         identity = identity | {"fingerprint": configuration.fingerprint(config)}
     results = (written.with_name(f"comparison.{kind}") for kind in ("json", "md", "svg", "html"))
     require_same_identity(written, identity, "comparison", results)
+
+
+def require_finished(run: pathlib.Path, requested: ConfigDict) -> None:
+    """Raises ValueError if the finished run in the folder `run` has another configuration than `requested`. Keys with which a
+    run may continue are not compared."""
+    result, advice = read_json(run / "result.json"), "move it to the folder of its arm, or remove it"
+    seed = result.get("seed", requested.seed)
+    require(
+        seed == requested.seed, f"{run / 'result.json'} is of the seed {seed}; move the folder to seed-{seed}, or remove it"
+    )
+    differing = ", ".join(keys_of_other_run(run, configuration.to_json(requested)))
+    require(not differing, f"{run} holds a run of another arm (differing keys: {differing}); {advice}")
+    own = result.get("fingerprint") == configuration.fingerprint(as_begun(run, requested))
+    require(
+        own, f"{run / 'result.json'} is of another configuration than config.json; restore the file of the run, or remove it"
+    )
 
 
 def require_own_logs(folder: pathlib.Path, runs: Sequence[Run]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, SUPERVISED, Claim, run_name
 from igpo_jax.compare.intervals import holm, mean_with_interval, p_value, stage_means, stages_to_decide
 from igpo_jax.run.metrics import lost_verdicts, read_log
+from igpo_jax.run.missing_files import check_finished_logs
 from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import read_json, wrap_read_errors
@@ -47,6 +48,7 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
     seconds = result["wall_seconds"]["rl"]
     valid = texts and type(seconds) in (int, float) and 0 <= seconds < sys.float_info.max  # a larger int is no float
     require(valid, f"{folder / 'result.json'} has values of device, commit or wall_seconds that no run writes")
+    check_finished_logs(folder)
     rows, verdicts = (read_log(folder / name) for name in ("metrics.jsonl", "evaluations.jsonl"))
     rollouts = [row for row in rows if "sampler/rows" in row]
     require(rollouts, f"{folder / 'metrics.jsonl'} has no rollout")

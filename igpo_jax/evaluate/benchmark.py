@@ -281,7 +281,7 @@ def _compared(one: pathlib.Path, other: pathlib.Path) -> dict[str, dict[str, Any
             values = ((key, *(_at(card["protocol"][name], key) for card in cards)) for key in differing)
             told = "; ".join(f"{repr(key)[1:-1][:100]}: {repr(a)[:100]} and {repr(b)[:100]}" for key, a, b in values)
             raise ValueError(f"benchmark {name}: the protocols differ, so the numbers cannot be compared: {told}")
-        rows = [_finished_rows(folder / f"{name}.jsonl", cards[0]["protocol"][name]) for folder in (one, other)]
+        rows = [finished_rows(folder / f"{name}.jsonl", cards[0]["protocol"][name]) for folder in (one, other)]
         if [_problem(row) for row in rows[0]] != [_problem(row) for row in rows[1]]:  # protocols may have no fingerprint
             raise ValueError(f"benchmark {name}: {one} and {other} hold other problems than their protocols say")
         try:
@@ -295,7 +295,7 @@ def _problem(row: dict[str, Any]) -> list[Any]:
     return [row.get(key) for key in ("id", "question", "answer")]
 
 
-def _finished_rows(file: pathlib.Path, protocol: dict[str, Any]) -> list[dict[str, Any]]:
+def finished_rows(file: pathlib.Path, protocol: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns all lines of the JSON Lines file of a finished benchmark. Raises ValueError if lines are missing or invalid, or if
     their problems are not those of the protocol."""
     rows = read_rows(file)

@@ -18,8 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 import igpo_jax
+from igpo_jax.evaluate.benchmark import finished_rows
 from igpo_jax.evaluate.generations import Generation, find_files, protocol_rule, read_generations
-from igpo_jax.runtime.files import as_json_lines, atomic_write, place_name
+from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.files import as_json_lines, atomic_write, place_name, read_json, renamed, wrap_read_errors
 from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.statistics import mcnemar, mean_interval
 from igpo_jax.tasks.problem import Problem
@@ -47,6 +49,8 @@ def regrade(path: pathlib.Path, rule: str | None, benchmarks: Sequence[str], out
         raise ValueError(f"{earlier[0]} exists already; give another --output")
     files, left_out = find_files(path, benchmarks)
     read = {file: read_generations(file) for file in files}
+    for file in files:
+        require_finished(file)
     if output:
         output.mkdir(parents=True, exist_ok=True)
     results, disagreements, printed = {}, [], []
@@ -72,6 +76,18 @@ def regrade(path: pathlib.Path, rule: str | None, benchmarks: Sequence[str], out
         atomic_write(output / "regrade.json", json.dumps(card, indent=2, ensure_ascii=False))
         printed.append(f"All numbers: {output / 'regrade.json'}. All texts: {output / 'disagreements.jsonl'}.")
     return "\n\n".join(printed)
+
+
+def require_finished(file: pathlib.Path) -> None:
+    """Raises ValueError if `file` belongs to an evaluation, whose protocol.json is beside it, and lines are missing or invalid."""
+    protocol = file.parent / "protocol.json"
+    if protocol.is_file():
+        with wrap_read_errors(protocol):
+            part = renamed(read_json(protocol))["protocol"].get(file.stem)
+            known = part is None or {"draws", "problems"} <= part.keys()
+        require(known, f"{protocol}: draws or problems of {file.stem} is missing; restore the file from a copy")
+        if part is not None:
+            finished_rows(file, part)
 
 
 def grade_all(generations: Sequence[Generation], rule: str, bar: tqdm) -> Verdicts:

@@ -20,6 +20,7 @@ from igpo_jax.report.style import COLORS, document, plotly_source
 from igpo_jax.report.templates import embed
 from igpo_jax.run.bucket_runs import run_folder
 from igpo_jax.run.metrics import LOGS, lost_verdicts, read_log
+from igpo_jax.run.missing_files import check_finished_logs
 from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
 from igpo_jax.runtime.bucket_folders import download
 from igpo_jax.runtime.buckets import is_address, write_object
@@ -109,13 +110,14 @@ def read_run_folder(workdir: str | os.PathLike) -> Run:
     a file cannot be read, or if a symbolic link leads out of the folder."""
     folder = pathlib.Path(os.path.abspath(run_folder(workdir)))
     if is_address(workdir):
-        download(folder, (*LOGS, "result.json"))
+        download(folder, ("result.json", *LOGS))  # in this order, because the logs may grow
     if not folder.is_dir():
         raise ValueError(f"there is no folder {workdir}; give the folder of a run")
     if not (folder / "config.json").is_file():
         raise ValueError(f"{workdir} has no config.json; give the folder of a run")
     for name in ("config.json", "result.json", "data.json", *LOGS):
         require(is_inside(folder / name, folder), f"{folder / name} leads out of the run; the page would show what it leads to")
+    check_finished_logs(folder)
     config = read_json(folder / "config.json")
     result, data = (read_json(path) if path.is_file() else None for path in (folder / "result.json", folder / "data.json"))
     metrics, rollouts, verdicts = (read_log(folder / f"{name}.jsonl") for name in ("metrics", "rollouts", "evaluations"))

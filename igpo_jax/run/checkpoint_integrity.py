@@ -58,15 +58,22 @@ def check_metadata(about: Mapping[str, Any], step: int) -> None:
     step. The metadata contains its own CRC-32. Metadata from earlier versions of this package has no CRC-32; then only its form
     and its step are checked."""
     crc = metadata_crc(about)
-    types = {"sums": Mapping, "data": Mapping, "logs": Mapping, "unlogged": Sequence, "data_position": int}
+    types = {"sums": Mapping, "data": Mapping, "unlogged": Sequence, "data_position": int}
     valid = all(isinstance(about[name], kind) for name, kind in types.items() if name in about)
-    for name, sums in about.get("logs", {}).items() if valid else ():
-        valid &= name in LOGS and isinstance(sums, Sequence) and [type(number) for number in sums] == [int, int]
+    valid &= are_log_sums(about.get("logs", {}))
     for pair in about.get("unlogged", ()) if valid else ():
         valid &= isinstance(pair, Sequence) and [type(number) for number in pair] == [float, float]
     if crc != about.get("crc32", crc) or "data_position" not in about or not valid:
         raise ValueError("its metadata has changed since it was saved")
     require(about["data_position"] == step, f"it was saved as step {about['data_position']}; its folder was renamed or copied")
+
+
+def are_log_sums(logs: Any) -> bool:
+    """Returns whether a value from a file has the form of `MetricsWriter.sums`."""
+    return isinstance(logs, Mapping) and all(
+        name in LOGS and isinstance(sums, Sequence) and [type(number) for number in sums] == [int, int]
+        for name, sums in logs.items()
+    )
 
 
 def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
@@ -85,7 +92,7 @@ def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
 
 def is_step(name: str) -> bool:
     """Returns whether `name` is a name that Orbax gives to a checkpoint's folder: a number of updates or iterations."""
-    return name.isascii() and name.isdecimal() and len(name) <= MOST_DIGITS
+    return name.isascii() and name.isdecimal() and len(name) <= MOST_DIGITS and name == str(int(name))
 
 
 def steps_in(folder: pathlib.Path) -> list[int]:

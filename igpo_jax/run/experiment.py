@@ -213,7 +213,9 @@ def open_experiment(
         check_links(workdir)
         is_new = not (workdir / "config.json").is_file()  # opening a run writes this file last
         if not is_new:
-            _check_configuration(workdir, configuration.to_json(requested))
+            differing = ", ".join(keys_of_other_run(workdir, configuration.to_json(requested)))
+            again = "give another --workdir, or the same configuration to continue that run"
+            require(not differing, f"{workdir} holds a run of another configuration (differing keys: {differing}); {again}")
             requested = _with_saved_attention(workdir, requested)
             config = configuration.parse(requested)
         configuration.folder_model(config)  # a missing model is an error before minutes of reading problems
@@ -426,9 +428,9 @@ def as_begun(workdir: pathlib.Path, values: ConfigDict) -> ConfigDict:
     return begun
 
 
-def _check_configuration(workdir: pathlib.Path, requested_json: dict[str, Any]) -> None:
-    """Raises ValueError if the config.json in the run's folder is unreadable, or if it differs from the requested configuration
-    in a key that affects results. Imports only the requested task, never another one that config.json names."""
+def keys_of_other_run(workdir: pathlib.Path, requested_json: dict[str, Any]) -> list[str]:
+    """Returns the keys that affect results and in which the run's config.json differs from the requested configuration. Imports
+    only the requested task, never another one that config.json names. Raises ValueError if config.json is unreadable."""
     requested_code = named_code(requested_json)
     try:
         code = named_code(read_json(workdir / "config.json"))
@@ -441,8 +443,4 @@ def _check_configuration(workdir: pathlib.Path, requested_json: dict[str, Any]) 
                 differing = [key for key in differing if key != "data.prompt_buckets"]  # see `as_begun`
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{workdir / 'config.json'} is no configuration of this version: {error}") from None
-    if differing:
-        raise ValueError(
-            f"{workdir} holds a run of another configuration (differing keys: {', '.join(differing)}); give another "
-            "--workdir, or the same configuration to continue that run"
-        )
+    return differing

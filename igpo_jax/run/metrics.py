@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from igpo_jax.runtime.distributed import all_gather_hosts
-from igpo_jax.runtime.files import as_json_lines, atomic_write, numbered_lines, parse_json, renamed
+from igpo_jax.runtime.files import as_json_lines, atomic_write, numbered_lines, parse_json, renamed, require_file
 
 NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of a file system without fsync
 LOGS = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl")
@@ -176,27 +176,29 @@ def _as_markdown(row: dict[str, Any]) -> str:
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Returns the JSON objects in a JSON Lines log, one per line, or [] if the file does not exist. Skips a truncated last
-    line. Raises ValueError if an earlier line is not a JSON object, or if a line is too long."""
+    line, which is no JSON object and has no line break, and blank lines at the end. Raises ValueError if another line is not a
+    JSON object, if a line is too long, or if the path is that of a folder or of another thing that is no file."""
     return list(_rows(path))
 
 
 def _rows(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
-    if not pathlib.Path(path).is_file():
+    if not os.path.lexists(path):
         return
-    malformed = 0  # number of the first line that is not an object
+    require_file(pathlib.Path(path))
+    blank = 0  # number of the first blank line
     with open(path, "rb") as file:
         for number, line in numbered_lines(file, path):
-            text = line.decode("utf-8", "replace").removesuffix("\n")  # the last line may end inside a character
-            if malformed and text:
-                raise ValueError(f"{path}:{malformed} is no JSON object; repair or remove this line")
+            if line == b"\n":
+                blank = blank or number
+                continue
             row = None
-            if text:
-                with contextlib.suppress(ValueError):
-                    row = parse_json(text, path)
-            if isinstance(row, dict):
-                yield renamed(row)
-            else:
-                malformed = malformed or number
+            with contextlib.suppress(ValueError):
+                row = parse_json(line.decode("utf-8", "replace"), path)
+            if not isinstance(row, dict) and not line.endswith(b"\n") and not blank:
+                return  # a killed process has left this line, or a process is still writing it
+            if not isinstance(row, dict) or blank:
+                raise ValueError(f"{path}:{blank or number} is no JSON object; repair or remove this line")
+            yield renamed(row)
 
 
 def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -1,21 +1,23 @@
-"""Checks a run's folder before the run continues: no files and no log lines may be missing, and no symbolic link may lead out
-of the folder. Without these checks, the run could delete lines of its logs, mix two configurations, or write outside of its
-folder."""
+"""Checks a run's folder before the run continues or its results are used: no files and no log lines may be missing, and no
+symbolic link may lead out of the folder. Without these checks, the run could delete lines of its logs, mix two configurations,
+or write outside of its folder."""
 
 import io
 import itertools
 import os
 import pathlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from igpo_jax.config import Config
 from igpo_jax.run.bucket_runs import checkpoints_of
-from igpo_jax.run.checkpoint_integrity import NO_LINK, other_identity, read_metadata, steps_in
+from igpo_jax.run.checkpoint_integrity import NO_LINK, are_log_sums, other_identity, read_metadata, steps_in
 from igpo_jax.run.metrics import LOGS, read_log
+from igpo_jax.runtime.bucket_folders import address_of
+from igpo_jax.runtime.buckets import path_of
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import is_inside
+from igpo_jax.runtime.files import is_inside, read_json
 
 STAGES = ("sft", "rl")
 RESTORE = "restore it from a copy, or start over in another --workdir"
@@ -55,14 +57,42 @@ def check_logs(workdir: pathlib.Path, checkpoint: pathlib.Path) -> None:
     """Raises ValueError if lines that a log had when the given checkpoint was saved are missing or have changed. The metadata
     of the checkpoint contains the size and the CRC-32 of each log (see `MetricsWriter.sums`). Checkpoints that were saved by
     earlier versions of this package do not contain them, so their logs are not checked."""
-    for name, (size, crc) in (read_metadata(checkpoint) or {}).get("logs", {}).items():
+    sums = (read_metadata(checkpoint) or {}).get("logs", {})
+    _check_sums(
+        workdir, sums, f"{checkpoint} was saved; {RESTORE}, or give --accept_loss to continue with the logs as they are"
+    )
+
+
+def check_finished_logs(workdir: pathlib.Path) -> None:
+    """Raises ValueError if lines that a log had when the run finished are missing or have changed. The result.json of a finished
+    run contains the size and the CRC-32 of each log. If it was written by an earlier version of this package, it does not
+    contain them, so the logs are compared with the newest checkpoint. If the run is not finished, checks nothing."""
+    result = workdir / "result.json"
+    if not result.is_file():
+        return
+    sums = read_json(result).get("logs")
+    if sums is None:
+        folders = [checkpoints_of(workdir) / stage for stage in STAGES]
+        saved = [folder / str(step) for folder in folders for step in steps_in(folder)]
+        sums = (read_metadata(saved[-1]) or {}).get("logs", {}) if saved else {}
+    require(are_log_sums(sums), f"{result}: logs={repr(sums)[:100]} are no checksums of logs; restore it from a copy")
+    advice = "restore it from a copy, or train the run again with --accept_loss to keep the logs as they are"
+    _check_sums(workdir, sums, f"the run finished; {advice}")
+
+
+def log_sums(workdir: pathlib.Path) -> dict[str, list[int]]:
+    """Returns {file name: [size in bytes, CRC-32]} of the logs on the disk, as `MetricsWriter.sums` does."""
+    sizes = {name: (workdir / name).stat().st_size for name in LOGS if (workdir / name).is_file()}
+    return {name: [size, _crc_of_beginning(workdir / name, size)] for name, size in sizes.items()}
+
+
+def _check_sums(workdir: pathlib.Path, sums: Mapping[str, Sequence[int]], told: str) -> None:
+    """Raises ValueError if a log does not begin with the bytes that `sums` describe. `told` is the end of the message: an event
+    at which the log had these bytes, and what to do."""
+    for name, (size, crc) in sums.items():
         file = workdir / name
-        if _crc_of_beginning(file, size) == crc:
-            continue
         what = "has lost or changed lines since" if file.is_file() else "is missing, which had lines when"
-        raise ValueError(
-            f"{file} {what} {checkpoint} was saved; {RESTORE}, or give --accept_loss to continue with the logs as they are"
-        )
+        require(_crc_of_beginning(file, size) == crc, f"{file} {what} {told}")
 
 
 def _crc_of_beginning(file: pathlib.Path, size: int) -> int:
@@ -105,3 +135,20 @@ def check_stage(workdir: pathlib.Path, config: Config, stage: str, done: int | N
         first = updates if stage == "rl" else min(config.sft.checkpoint_every or updates, updates)
         require(logged <= first, f"{folder} has no checkpoints, but the logs go on to update {logged}; {again}")
         require(not (workdir / "result.json").is_file(), f"{folder} has no checkpoints, but the run has a result.json; {again}")
+
+
+def check_result(workdir: pathlib.Path, newest: Any, step: int) -> None:
+    """Raises ValueError if the run finished with a later update than `step`, that of its newest checkpoint `newest`. If training
+    continued from this checkpoint, it would cut the logs and replace the results of a finished run."""
+    file = workdir / "result.json"
+    updates = read_json(file).get("updates", 0) if file.is_file() else 0
+    later = type(updates) is int and updates > step
+    lost = f"the run finished with update {updates} ({file.name}), but its newest checkpoint, {newest}, is of update {step}"
+    require(not later, f"{lost}; {RESTORE}, or give --accept_loss to train the rest again, which cuts the logs")
+
+
+def discard_result(workdir: pathlib.Path) -> None:
+    """Removes the result.json of a run that trains further. It would no longer describe the logs, and launchers and reports
+    would take the run for finished."""
+    for folder in (workdir, path_of(address_of(workdir))):
+        (folder / "result.json").unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from igpo_jax.model.sharding import shard_bytes
 from igpo_jax.model.transformer import abstract
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.run.metrics import benchmark_accuracies, read_log
+from igpo_jax.run.missing_files import log_sums
 from igpo_jax.runtime.bucket_folders import address_of
 from igpo_jax.runtime.files import atomic_write, wrap_read_errors
 from igpo_jax.runtime.progress import duration
@@ -76,6 +77,7 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
         "microbatches": experiment.config.rl.microbatches,
         "fingerprint": experiment.fingerprint,
         "data": experiment.data,
+        "logs": log_sums(experiment.workdir),
     }
     return result | logged | {"decode": decoding(experiment)} | environment()
 

@@ -19,7 +19,7 @@ from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.checkpoint_integrity import steps_in
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.run.metrics import MetricsWriter, is_evaluated, last_logged
-from igpo_jax.run.missing_files import check_logs, check_stage
+from igpo_jax.run.missing_files import check_logs, check_result, check_stage, discard_result
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import raise_on_all_hosts
 from igpo_jax.runtime.files import wrap_read_errors
@@ -81,7 +81,10 @@ class Stage:
     def restore(self, key: jax.Array, solution_bank: np.ndarray | None = None) -> IterationState | None:
         """Returns the state in the newest checkpoint, or None if there is no checkpoint. Only the shapes and dtypes of the
         arguments are used. Raises ValueError if the checkpoint is newer than the end of the stage, or if checkpoints or lines
-        of the logs are missing, see `run.missing_files`."""
+        of the logs are missing, see `run.missing_files`. If the stage is to be trained further, removes result.json."""
+        with raise_on_all_hosts():
+            if jax.process_index() == 0:
+                self._check_result()
         abstract = TrainState.abstract(self.optimizer, self.policy, self.experiment.mesh)
         restored = self.checkpoints.restore_latest(abstract, key, solution_bank)
         state = None if restored is None else IterationState(*restored)
@@ -91,7 +94,16 @@ class Stage:
         with raise_on_all_hosts():
             if jax.process_index() == 0:
                 self._check_folder(state)
+                if state is None or state.done < self.total:
+                    discard_result(self.experiment.workdir)
         return state
+
+    def _check_result(self) -> None:
+        """Checks that the newest checkpoint of a finished run is not lost. It may be unreadable; then the one before it is
+        used."""
+        saved, is_last = self.checkpoints.steps(), self.name == "rl" or not self.experiment.config.rl.iterations
+        if saved and is_last and not self.experiment.accept_loss:
+            check_result(self.experiment.workdir, self.checkpoints.folder / str(saved[-1]), self.step_of(saved[-1]))
 
     def _check_folder(self, state: IterationState | None) -> None:
         workdir, accept = self.experiment.workdir, self.experiment.accept_loss

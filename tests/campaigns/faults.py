@@ -255,7 +255,7 @@ def _untimed(rows: list[dict]) -> list[dict]:
 
 def _without_times(values: dict) -> dict:
     """Drops times, and the `model` of an evaluation card: its folder, and a digest over files with random names."""
-    return {name: value for name, value in values.items() if name not in ("wall_seconds", "seconds", "date", "model")}
+    return {name: value for name, value in values.items() if name not in ("wall_seconds", "logs", "seconds", "date", "model")}
 
 
 def disturbed(runs: Runs, kills: list[Kill], workdir: pathlib.Path, variant: str, report: Callable[[Kill, str], None]) -> None:

@@ -32,7 +32,7 @@ from igpo_jax.runtime.files import RENAMED
 
 # RENAMED is applied to artefacts of both sides, and to the flags that new code gets: whole dotted names, or whole parts of them.
 VARYING = re.compile(
-    r"(time|speed|memory)/|(wall_seconds|seconds|date|device|platform|python|versions|commit|fingerprint)($|\.)"
+    r"(time|speed|memory)/|(wall_seconds|seconds|logs|date|device|platform|python|versions|commit|fingerprint)($|\.)"
     r"|model\.(weights|origin\.path)$|.*compile_seconds$"
 )
 VERDICTS = re.compile(r"reward|accuracy|correct|groups/|pass@")  # floats to which no tolerance applies

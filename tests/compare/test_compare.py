@@ -372,7 +372,12 @@ def test_a_finished_run_of_another_seed_is_refused(tmp_path):
     result.parent.mkdir(parents=True)
     result.write_text(json.dumps({"seed": 77}))
     config = pathlib.Path(__file__).parents[2] / "configs" / "arithmetic.py"
-    done = commands.run("compare", f"--config={config}", "--arms=grpo", "--seeds=0", f"--output={tmp_path}")
+    command = ["compare", f"--config={config}", "--arms=grpo", "--seeds=0", f"--output={tmp_path}"]
+    done = commands.run(*command)
+    nothing = "is of no arm supervised, because there is no supervised.json; give another --output"
+    assert done.returncode == 1 and f"error: {result.parent} {nothing}" in done.stderr, done.stderr
+    result.parent.with_suffix(".json").write_text('{"rl.iterations": 0}')
+    done = commands.run(*command)
     assert done.returncode == 1
     assert f"error: {result} is of the seed 77; move the folder to seed-77, or remove it" in done.stderr, done.stderr
 
@@ -434,6 +439,7 @@ def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
     assert begun.wait(timeout=120) == 143 and "run the same command to resume" in (tmp_path / "begun.log").read_text()
     (runs / "igpo").mkdir()
     (runs / "igpo" / "config.json").write_text("{}")  # belongs to another run
+    (runs / "igpo.json").write_text("{}")
     done = commands.run(*command, env=one_device)
     assert done.returncode == 1 and "seed-0/igpo has stopped" in done.stderr
     kept = (runs / "grpo" / "result.json").stat().st_mtime_ns
@@ -447,6 +453,10 @@ def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
     repeated = (runs / "igpo-1" / "metrics.jsonl").read_text()
     assert [line for line in repeated.splitlines() if "sft/loss" in line] == losses[0] and repeated != logs[2]
     assert "Hints help" in done.stdout and "from the same stage" in done.stdout and (tmp_path / "comparison.html").is_file()
+    for old, new in (("grpo", "kept"), ("igpo", "grpo"), ("kept", "igpo")):
+        (runs / old).rename(runs / new)
+    swapped = commands.run(*command, env=one_device)
+    assert swapped.returncode == 1 and "holds a run of another arm (differing keys: inpainting.enabled)" in swapped.stderr
     other = commands.run(*command, "--config.rl.iterations=3", env=one_device)
     assert other.returncode == 1 and "another comparison" in other.stderr
 

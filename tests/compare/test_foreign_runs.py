@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from igpo_jax.compare import tasks
-from igpo_jax.compare.arms import ALL_WRONG, Claim, check_comparison
+from igpo_jax.compare.arms import ALL_WRONG, Claim, check_comparison, overrides_of, require_finished
 from igpo_jax.compare.numbers import RunNumbers, judge, read_run_numbers, seconds_of, spent_until
 from igpo_jax.compare.page import _ticks
-from igpo_jax.config import base_config
+from igpo_jax.config import base_config, fingerprint, to_json
 from igpo_jax.tasks import arithmetic
 
 RESULT = {"versions": {"igpo_jax": "1", "jax": "1"}, "wall_seconds": {"rl": 2.0}, "device": "1 x cpu", "commit": None}
@@ -108,6 +108,29 @@ def test_a_comparison_does_not_continue_with_another_configuration(tmp_path):
         check_comparison(tmp_path / "overrides.json", identity, config)
     (tmp_path / "overrides.json").write_text(json.dumps(identity))  # of version 0.1.0
     check_comparison(tmp_path / "overrides.json", identity, config)
+
+
+def test_a_finished_run_of_another_arm_is_refused(tmp_path):
+    def of_arm(arm, **changes):
+        config = base_config(**arithmetic.defaults())
+        config.update_from_flattened_dict(overrides_of(arm, config) | changes)
+        return config
+
+    for arm in ("grpo", "igpo"):
+        (tmp_path / arm).mkdir()
+        # Keys with which a run may continue.
+        config = of_arm(arm, **{"data.prompt_buckets": (10, 13), "evaluation.batch_size": 3})
+        (tmp_path / arm / "config.json").write_text(json.dumps(to_json(config)))
+        (tmp_path / arm / "result.json").write_text(json.dumps({"seed": 0, "fingerprint": fingerprint(config)}))
+        require_finished(tmp_path / arm, of_arm(arm, **{"data.prompt_buckets": (13,)}))
+    for arm, other in (("grpo", "igpo"), ("igpo", "grpo")):
+        with pytest.raises(ValueError, match=rf"{arm} holds a run of another arm \(differing keys: inpainting.enabled\); move"):
+            require_finished(tmp_path / arm, of_arm(other, **{"data.prompt_buckets": (13,)}))
+    with pytest.raises(ValueError, match="result.json is of the seed 0; move the folder to seed-0, or remove it"):
+        require_finished(tmp_path / "grpo", of_arm("grpo", seed=1))
+    (tmp_path / "grpo" / "result.json").write_text((tmp_path / "igpo" / "result.json").read_text())
+    with pytest.raises(ValueError, match="grpo/result.json is of another configuration than config.json; restore"):
+        require_finished(tmp_path / "grpo", of_arm("grpo", **{"data.prompt_buckets": (13,)}))
 
 
 @pytest.mark.parametrize("kind", ["json", "md", "svg", "html"])

@@ -11,17 +11,20 @@ import pytest
 
 from igpo_jax import config as configuration
 from igpo_jax.compare.arms import ARMS, overrides_of
+from igpo_jax.compare.numbers import read_run_numbers
+from igpo_jax.report.page import write_report
 from igpo_jax.run import checkpoint_integrity as integrity
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import open_experiment
 from igpo_jax.run.metrics import LOGS, read_rows
-from igpo_jax.run.missing_files import check_links, check_logs
+from igpo_jax.run.missing_files import check_finished_logs, check_links, check_logs
 from igpo_jax.run.restore import restore_run
 from igpo_jax.run.results import write_result
 from igpo_jax.stages import rl
 from igpo_jax.stages.rl import run_rl
 from igpo_jax.stages.sft import run_sft
 from run_configs import contents, tiny
+from same_run import corrupt
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 
@@ -96,6 +99,10 @@ CASES = {
     "RL checkpoints without a result": (remove("checkpoints/rl", "result.json"), [NONE, "go on to update 212"]),
     "checkpoints of half a supervised stage": (after(HALF, remove("checkpoints/sft")), [NONE, "go on to update 180"]),
     "metrics of half a supervised stage": (after(HALF, remove("metrics.jsonl")), ["metrics.jsonl is missing", "sft/180"]),
+    "last RL checkpoint": (
+        remove("checkpoints/rl/6"),
+        ["finished with update 212 (result.json), but", "rl/5, is of update 210"],
+    ),
     "metrics": (remove("metrics.jsonl"), ["metrics.jsonl is missing", "checkpoints/rl/6", "--accept_loss"]),
     "rollouts": (remove("rollouts.jsonl"), ["rollouts.jsonl is missing", "checkpoints/rl/6"]),
     "evaluations": (remove("evaluations.jsonl"), ["evaluations.jsonl is missing", "checkpoints/rl/6"]),
@@ -183,6 +190,38 @@ def test_every_restore_compares_the_configuration(finished, tmp_path):
         assert "split test;" in integrity.other_identity(stage, about, {"data": experiment.data | {"test": "0"}})
 
 
+@pytest.mark.parametrize("summed", [True, False])
+@pytest.mark.parametrize("log", LOGS)
+def test_lines_that_a_finished_run_has_lost_are_noticed_by_its_readers(log, summed, finished, tmp_path):
+    """Without sums in result.json, as in earlier versions, the newest checkpoint has them."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    assert result["logs"] == integrity.read_metadata(run / "checkpoints/rl/6")["logs"]
+    if not summed:
+        del result["logs"]
+        (run / "result.json").write_text(json.dumps(result))
+    page = write_report(run).read_bytes()
+    assert read_run_numbers(run).rollouts
+    for delete, words in (change_lines(log, CHANGES["middle"]), "has lost or changed lines since"), (remove(log), "is missing"):
+        delete(run)
+        for read in (write_report, read_run_numbers):
+            with pytest.raises(ValueError, match=f"{run / log} {words}.* the run finished; restore it from a copy, or train"):
+                read(run)
+        assert (run / "report.html").read_bytes() == page
+        shutil.copy(finished / log, run)
+
+
+def test_the_sums_of_a_finished_run_allow_lines_that_were_added_and_have_a_form(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 213, ')  # of a run that goes on
+    check_finished_logs(run)
+    for sums in ([], {"metrics.jsonl": 1}, {"metrics.jsonl": [1]}, {"../x": [1, 1]}):
+        (run / "result.json").write_text(json.dumps({"logs": sums}))
+        with pytest.raises(ValueError, match=r"result.json: logs=.* are no checksums of logs; restore it from a copy$"):
+            check_finished_logs(run)
+
+
 def test_a_loss_can_be_accepted(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     change_lines("metrics.jsonl", lambda lines: lines[1:])(run)
@@ -191,6 +230,34 @@ def test_a_loss_can_be_accepted(finished, tmp_path):
     remove("checkpoints/sft")(run)
     with pytest.raises(ValueError, match="has no checkpoint of the end of the supervised stage"):
         resume(run, accept_loss=True)
+
+
+def test_the_name_of_a_checkpoint_with_a_leading_zero_is_no_step(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "checkpoints/rl/6").rename(run / "checkpoints/rl/06")
+    assert integrity.steps_in(run / "checkpoints/rl")[-1] == 5
+    assert refusal(run) == f"{run / 'checkpoints/rl/06'}: 06 is not the step of a checkpoint; move it away"
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_trains_further_is_unfinished_and_its_last_checkpoint_may_be_unreadable(
+    finished, tmp_path, monkeypatch
+):
+    def killed(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(rl, "run_iteration", killed)
+    for name, accept_loss in (("lost", True), ("unreadable", False)):
+        run = shutil.copytree(finished, tmp_path / name)
+        if accept_loss:
+            remove("checkpoints/rl/6")(run)
+        else:
+            corrupt(run / "checkpoints/rl/6")
+        for accepted in (accept_loss, False):  # it continues without --accept_loss
+            with pytest.raises(InterruptedError):
+                resume(run, accepted)
+            assert not (run / "result.json").exists()
+            write_report(run)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from igpo_jax.evaluate.regrade import (
     grade_all,
     paired_test,
     regrade,
+    require_finished,
     stored_verdicts,
 )
 from igpo_jax.grading.reference_code import correct
@@ -65,7 +66,7 @@ def evaluation(folder, cases=CASES, draws=1, rule="box"):
     """Writes an evaluation with the benchmarks sums, which has `draws` equal completions per problem, and countdown."""
     folder.mkdir(parents=True)
     tasks = {"sums": {"name": "math", "answer": rule, "reference_code": False}, "countdown": {"name": "countdown"}}
-    protocol = {name: {"task": task, "draws": draws} for name, task in tasks.items()}
+    protocol = {name: {"task": task, "draws": draws, "problems": len(cases)} for name, task in tasks.items()}
     (folder / "protocol.json").write_text(json.dumps({"weights": "0" * 16, "protocol": protocol}))
     completion = {"extracted_answer": None, "reward": 0.0, "outcome": "ok", "steps": 8}
     rows = []
@@ -121,6 +122,25 @@ def test_a_completion_that_an_evaluation_could_not_grade_has_no_stored_verdict(t
         changed = [*rows[:2], rows[2] | {"completions": [rows[2]["completions"][0] | {key: value}]}]
         with pytest.raises(ValueError, match=rf"sums.jsonl, line 3: completions\[0\]: '{key}' is n"):
             read_generations(write_lines(file, changed))
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda lines: lines[:5], "5 rows for 12 problems; run its evaluation again, which completes it"),
+    (lambda lines: lines[:3] + lines[4:], "11 rows for 12 problems; run its evaluation again, which completes it"),
+    (lambda lines: [*lines[:-1], lines[-1][:-30]], "line 12: not JSON"),
+])  # fmt: skip
+def test_an_evaluation_that_lost_rows_is_not_graded(change, message, tmp_path):
+    file = evaluation(tmp_path / "sums") / "sums.jsonl"
+    require_finished(file)
+    file.write_text("".join(change(file.read_text().splitlines(keepends=True))))
+    for path in (file, file.parent):
+        with pytest.raises(ValueError, match=f"{file}(:|,) {message}"):
+            regrade(path, None, [], tmp_path / "regraded")
+    assert not (tmp_path / "regraded").exists()
+    protocol = file.with_name("protocol.json")
+    protocol.write_text('{"protocol": {"sums": {"task": {}}}}')
+    with pytest.raises(ValueError, match=f"{protocol}: draws or problems of sums is missing; restore the file from a copy"):
+        require_finished(file)
 
 
 def test_a_file_of_the_harness_has_a_row_per_filter_but_its_texts_once(tmp_path):

@@ -2,6 +2,7 @@ import importlib
 import json
 import math
 import os
+import pathlib
 import re
 import socket
 import sys
@@ -15,6 +16,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from igpo_jax.report.page import read_run_folder
+from igpo_jax.run import metrics as module
 from igpo_jax.run.metrics import (
     MetricsWriter,
     _as_markdown,
@@ -138,6 +140,41 @@ def test_a_line_may_be_cut_off_within_a_character(tmp_path):
     path = tmp_path / "rollouts.jsonl"
     path.write_bytes('{"step": 1}\n{"step": 2, "text": "½'.encode()[:-1])
     assert steps(path) == [1]
+
+
+@pytest.mark.parametrize("damaged", ['{"step": 2, "stage": "rl}\n', "[2]\n", "\0\n"])
+def test_a_damaged_last_line_with_a_line_break_is_no_cut_off_one(damaged, tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "stage": "rl"}\n' + damaged)
+    with pytest.raises(ValueError, match="metrics.jsonl:2 is no JSON object; repair or remove this line"):
+        MetricsWriter(tmp_path, 3)
+    assert path.read_text().endswith(damaged)
+
+
+@pytest.mark.parametrize("place", [pathlib.Path.mkdir, os.mkfifo, lambda path: path.symlink_to("nothing")])
+def test_what_is_no_file_is_no_missing_log(place, tmp_path):
+    place(tmp_path / "metrics.jsonl")
+    with pytest.raises(ValueError, match="metrics.jsonl is (no file|a symbolic link that leads to no file)$"):
+        MetricsWriter(tmp_path, 3)
+
+
+def test_a_line_that_is_written_while_it_is_read_is_left_out(tmp_path):
+    """Its second half must not be read as a line."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "stage": "rl"}\n{"step": 2, ')
+    rows = module.numbered_lines
+
+    def growing(file, name):
+        for number, line in rows(file, name):
+            if not line.endswith(b"\n"):
+                with path.open("a") as log:
+                    log.write('"stage": "rl"}\n{"step": 3, "stage": "rl"}\n')
+            yield number, line
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "numbered_lines", growing)
+        assert steps(path) == [1]
+    assert steps(path) == [1, 2, 3]
 
 
 def test_a_damaged_line_in_the_middle_is_an_error(tmp_path):
