@@ -4,6 +4,7 @@ import math
 import os
 import re
 import socket
+import subprocess
 import sys
 import time
 import tracemalloc
@@ -15,10 +16,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from igpo_jax.report.page import read_run_folder
+from igpo_jax.run.events import _without_torch
 from igpo_jax.run.metrics import (
     MetricsWriter,
     _as_markdown,
-    _without_torch,
     device_memory,
     is_evaluated,
     last_logged,
@@ -292,3 +293,24 @@ def test_events_are_not_written_into_a_file_that_was_there(tmp_path):
     with MetricsWriter(tmp_path, 0) as writer:
         writer.write(1, "sft", {"loss": 1.0})
     assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("name, write", [
+    ("tensorboard/events.out.tfevents", "log.write_histograms(step, {'rewards': np.ones(4)})"),
+    ("metrics.jsonl", "log.write(step, 'rl', {})"),
+])  # fmt: skip
+def test_a_full_disk_is_one_error_that_names_the_file(name, write, tmp_path):
+    """The writer of tensorboardX lost its thread, and then waited for it forever."""
+    script = f"""
+import pathlib, resource
+import numpy as np
+from igpo_jax.run.metrics import MetricsWriter
+with MetricsWriter(pathlib.Path({str(tmp_path)!r}), 0) as log:
+    log.write(0, "rl", {{"reward": 0.5}})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
+    for step in range(1, 2000):
+        {write}
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert re.fullmatch(rf"OSError: \[Errno 27\] File too large: '{tmp_path}/{name}.*'", done.stderr.splitlines()[-1])
