@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from igpo_jax.run.events import EventFile
+from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import all_gather_hosts
 from igpo_jax.runtime.files import as_json_lines, atomic_write, named_errors, numbered_lines, parse_json, renamed
 
@@ -89,7 +90,9 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
     def sums(self) -> dict[str, list[int]]:
         """Makes sure that all log lines are on the disk, and in the bucket if the run's folder is in one. Returns {file name:
-        [size in bytes, CRC-32]} with an entry for each log. Returns {} on processes other than 0."""
+        [size in bytes, CRC-32]} with an entry for each log. Returns {} on processes other than 0. Raises ValueError if the logs
+        are no longer in the run's folder."""
+        self._require_place()
         for file in self._files.values():
             try:
                 os.fsync(file.fileno())
@@ -132,11 +135,22 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         if self._files:
+            self._require_place()
             content = as_json_lines(rows)
             with named_errors(self._workdir / name):
                 self._files[name].write(content)
                 self._files[name].flush()
             self._sums[name] = _extended(self._sums[name], content)
+
+
+    def _require_place(self) -> None:
+        """Raises ValueError if a log has been moved or deleted, such as with the whole folder. Otherwise, this process would go on
+        with these logs, and with checkpoints in a new folder of the old name."""
+        for name, file in self._files.items():
+            path = self._workdir / name
+            same = path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
+            back = "put the folder back as it was; the same command then continues the run"
+            require(same, f"{path} was moved, deleted or replaced while the run was writing it; {back}")
 
 
 def _place(row: dict[str, Any]) -> tuple[int, str]:

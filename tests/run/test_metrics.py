@@ -16,6 +16,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from igpo_jax.report.page import read_run_folder
+from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.events import _without_torch
 from igpo_jax.run.metrics import (
     MetricsWriter,
@@ -314,3 +315,27 @@ with MetricsWriter(pathlib.Path({str(tmp_path)!r}), 0) as log:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
     assert re.fullmatch(rf"OSError: \[Errno 27\] File too large: '{tmp_path}/{name}.*'", done.stderr.splitlines()[-1])
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_a_run_whose_folder_was_moved_writes_no_log_and_saves_no_checkpoint(another, tmp_path):
+    """Orbax would create a folder of the old name, in which another run may have begun."""
+    run, moved, key = tmp_path / "run", tmp_path / "moved", jax.random.key(0)
+    run.mkdir()
+    with MetricsWriter(run, 0) as log, Checkpoints(run / "checkpoints" / "rl", keep=1) as checkpoints:
+        checkpoints.log_sums = log.sums
+        log.write(1, "rl", {"reward": 0.5})
+        checkpoints.save(1, {"w": np.ones(2)}, key)
+        checkpoints.wait()
+        run.rename(moved)
+        if another:
+            run.mkdir()
+            MetricsWriter(run, 0).__exit__(None)
+        for write in (
+            lambda: log.write(2, "rl", {"reward": 0.5}),
+            lambda: log.write_rollouts([rollout_row(2)]),
+            lambda: checkpoints.save(2, {"w": np.ones(2)}, key),
+        ):
+            with pytest.raises(ValueError, match=f"^{run}/metrics.jsonl was moved, deleted or replaced while .*; put the"):
+                write()
+    assert steps(moved / "metrics.jsonl") == [1] and run.exists() == another and not (run / "checkpoints").exists()
