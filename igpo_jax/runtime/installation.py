@@ -1,5 +1,6 @@
 """Finds out how this copy of the package was installed."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -20,10 +21,20 @@ def working_folder() -> str:
         raise ValueError(f"the working folder cannot be used: {error.strerror}; change to another folder") from None
 
 
+def path_from_here(path: pathlib.Path) -> pathlib.Path:
+    """Returns an absolute path relative to the working folder if the path is inside this folder. Otherwise, and if the working
+    folder was deleted, returns the path."""
+    with contextlib.suppress(FileNotFoundError):
+        here = pathlib.Path.cwd()
+        return path.relative_to(here) if path.is_relative_to(here) else path
+    return path
+
+
 def python_command(module: str) -> list[str]:
     """Returns the command that runs a module of this package in a new process. The new process imports modules from the working
-    folder only if the calling process does, and likewise before or after all other folders."""
-    here = os.getcwd()
+    folder only if the calling process does, and likewise before or after all other folders. Raises ValueError if there is no
+    working folder."""
+    here = working_folder()
     if sys.path[0] in ("", here):
         return [sys.executable, "-m", module]
     return [sys.executable, "-P", *(["-c", SEARCH_HERE_LAST] if here in sys.path else ["-m"]), module]
@@ -34,8 +45,7 @@ def command_igpo() -> str:
     script = pathlib.Path(sys.executable).with_name("igpo")
     if shutil.which("igpo") or not script.is_file():
         return "igpo"
-    folder = pathlib.Path.cwd()
-    return str(script.relative_to(folder) if script.is_relative_to(folder) else script)
+    return str(path_from_here(script))
 
 
 def install_command(extras: str) -> str:
