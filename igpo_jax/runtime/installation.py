@@ -12,6 +12,14 @@ SEARCH_HERE_LAST = """import os, runpy, sys
 sys.path.append(os.getcwd())
 runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)"""
 
+# Program that asks Linux to end this process with SIGTERM when its parent ends, and then becomes the command in its arguments.
+END_WITH_PARENT = """import ctypes, os, signal, sys
+PR_SET_PDEATHSIG, prctl = 1, getattr(ctypes.CDLL(None), "prctl", None)
+if prctl:
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):  # otherwise, the parent has already ended
+    os.execvp(sys.argv[2], sys.argv[2:])"""
+
 
 def working_folder() -> str:
     """Returns the path of the working folder. Raises ValueError if there is no such folder, because it was deleted."""
@@ -38,6 +46,12 @@ def python_command(module: str) -> list[str]:
     if sys.path[0] in ("", here):
         return [sys.executable, "-m", module]
     return [sys.executable, "-P", *(["-c", SEARCH_HERE_LAST] if here in sys.path else ["-m"]), module]
+
+
+def ending_with_parent(command: list[str]) -> list[str]:
+    """Returns a command that does the same as `command`, and that Linux ends with SIGTERM when the calling thread ends, even if
+    this process is killed."""
+    return [sys.executable, "-I", "-c", END_WITH_PARENT, str(os.getpid()), *command]
 
 
 def command_igpo() -> str:

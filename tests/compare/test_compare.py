@@ -24,6 +24,7 @@ from igpo_jax.compare.arms import (
     Claim,
     check_arms,
     create_run_folder,
+    last_error,
     parse_arms,
     parse_seeds,
     time_left,
@@ -413,7 +414,8 @@ def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
     (runs / "igpo").mkdir()
     (runs / "igpo" / "config.json").write_text("{}")  # belongs to another run
     done = commands.run(*command, env=one_device)
-    assert done.returncode == 1 and "seed-0/igpo has stopped" in done.stderr
+    assert done.returncode == 1
+    assert re.search(r"0/igpo has stopped \(exit code 1\): .*0/igpo/config.json .*; see .*/igpo.log; run the same", done.stderr)
     kept = (runs / "grpo" / "result.json").stat().st_mtime_ns
     shutil.rmtree(runs / "igpo")
     done = commands.run(*command, env=one_device)
@@ -427,6 +429,17 @@ def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
     assert "Hints help" in done.stdout and "from the same stage" in done.stdout and (tmp_path / "comparison.html").is_file()
     other = commands.run(*command, "--config.rl.iterations=3", env=one_device)
     assert other.returncode == 1 and "another comparison" in other.stderr
+
+
+@pytest.mark.parametrize("added, reason", [
+    (b"error: no\nRL:  50%|##\rRL: 100%|##\r\nerror: runs/a is being written\nat the end\n", "runs/a is being written"),
+    (b"stopped by a termination signal\n\n", "stopped by a termination signal"),
+    (b"half a \xc3", "half a \ufffd"), (b"", "it wrote nothing"), (b"error: " + b"x" * 9999, "x" * 500),
+])  # fmt: skip
+def test_the_reason_why_a_run_has_stopped_is_in_the_part_of_the_log_that_it_wrote(added, reason, tmp_path):
+    earlier = b"error: of an earlier command\n"
+    (tmp_path / "a.log").write_bytes(earlier + added)
+    assert last_error(tmp_path / "a.log", len(earlier)) == reason
 
 
 def test_the_time_that_is_left_is_that_of_the_runs_of_each_kind():
