@@ -73,6 +73,26 @@ def test_runs_with_different_test_problems_are_not_compared(folder):
     assert numbers.compare_runs(folder, ["grpo", "dapo"], [0, 1, 2])["problems"] == PROBLEMS
 
 
+@pytest.mark.parametrize("split", ["sft", "rl"])
+def test_runs_with_different_training_problems_are_compared_only_if_their_arms_say_so(split, folder):
+    """The problem file may have been changed between the runs."""
+    same = {"sft": "s", "rl": "r", "test": "t"}
+    write_run(folder / "seed-1" / "igpo_few", 100, (0, 1), 5)
+    write_run(folder / "seed-1" / "grpo_few", 100, (0, 1), 6)
+
+    def compare(*arms, values):
+        for arm, value in zip(arms, values, strict=True):
+            file = folder / "seed-1" / arm / "result.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"data": same | {split: value}}))
+        return numbers.compare_runs(folder, list(arms), [1])
+
+    for arms in (("grpo", "igpo"), ("grpo_few", "igpo_few")):
+        with pytest.raises(ValueError, match=f"1/{arms[0]} and .*1/{arms[1]} were trained on different problems; train them"):
+            compare(*arms, values=("a1", "b2"))
+        assert compare(*arms, values=("a1", "a1"))["problems"] == PROBLEMS
+    assert compare("grpo", "igpo", "grpo_few", values=("a1", "a1", "b2"))["problems"] == PROBLEMS
+
+
 SEEDS = [0, 1, 2]
 
 
