@@ -284,12 +284,14 @@ def test_torch_is_hidden_from_tensorboard_only(monkeypatch):
     assert sys.modules["torch"] is torch
 
 
-def test_events_are_not_written_into_a_file_that_was_there(tmp_path):
-    """It may be a hard link to a file of the user. A stranger who knows the name of the host can guess the name of the file."""
+@pytest.mark.parametrize("ending", [socket.gethostname(), "0"])
+def test_events_are_not_written_into_a_file_that_was_there(ending, tmp_path):
+    """It may be a hard link to a file of the user. A stranger can guess the name of the file, which had ended with the name of the
+    host in earlier versions."""
     (tmp_path / "precious").write_bytes(b"precious")
     (tmp_path / "tensorboard").mkdir()
     for second in range(int(time.time()), int(time.time()) + 60):
-        link = tmp_path / "tensorboard" / f"events.out.tfevents.{second}.{socket.gethostname()}"
+        link = tmp_path / "tensorboard" / f"events.out.tfevents.{second}.{ending}"
         link.hardlink_to(tmp_path / "precious")
     with MetricsWriter(tmp_path, 0) as writer:
         writer.write(1, "sft", {"loss": 1.0})
