@@ -142,7 +142,6 @@ class MetricsWriter(contextlib.AbstractContextManager):
                 self._files[name].flush()
             self._sums[name] = _extended(self._sums[name], content)
 
-
     def _require_place(self) -> None:
         """Raises ValueError if a log has been moved or deleted, such as with the whole folder. Otherwise, this process would go on
         with these logs, and with checkpoints in a new folder of the old name."""
