@@ -19,6 +19,7 @@ LOCAL = {  # modules that do so -> what the paths are
     "runtime/bucket_folders.py": "copies of folders in buckets",
     "run/checkpoint.py": "checkpoints on this machine; those in a bucket have a branch of their own",
     "run/checkpoint_integrity.py": "checkpoints on this machine",
+    "run/events.py": "TensorBoard events on this machine, or in the copy of a run",
     "run/metrics.py": "logs on this machine, or in the copy of a run",
     "run/missing_files.py": "the run's folder on this machine, or the copy of one",
     "runtime/buckets.py": "the user's cache; files for which `path_of` has been called",

@@ -33,6 +33,7 @@ from igpo_jax.compare.arms import (
     check_arms,
     check_comparison,
     create_run_folder,
+    last_error,
     overrides_of,
     parse_arms,
     parse_seeds,
@@ -50,7 +51,7 @@ from igpo_jax.runtime.files import (
     require_links_inside,
     require_same_identity,
 )
-from igpo_jax.runtime.installation import python_command
+from igpo_jax.runtime.installation import ending_with_parent, python_command
 from igpo_jax.runtime.locks import locked
 from igpo_jax.runtime.progress import duration
 
@@ -169,8 +170,8 @@ def train_all(folder: pathlib.Path, file: str, stages: list[list[Run]], override
 def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: list[str], running: set) -> None:
     """Trains one run in a separate process, unless it is finished. `folder` is the folder seed-N, which holds all runs from one
     supervised stage. The set `running` contains the training process until it ends. If the run fails, raises a RuntimeError
-    that names the log file. Raises ValueError if the run's folder contains a run of another arm, with other overrides or with
-    another seed."""
+    with the reason and the name of the log file. Raises ValueError if the run's folder contains a run of another arm, with
+    other overrides or with another seed."""
     run, seed = folder / run_name(arm, rl_seed), int(folder.name.removeprefix("seed-"))
     own = {"rl.iterations": 0} if arm == SUPERVISED else overrides_of(arm, CONFIG.value)
     own |= {"rl.seed": rl_seed} if rl_seed else {}
@@ -181,10 +182,11 @@ def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: li
         return require_finished(run, requested)
     if not run.exists():
         create_run_folder(run)
-    command = [*python_command("igpo_jax.train"), f"--config={file}", f"--workdir={run}"]
+    command = ending_with_parent([*python_command("igpo_jax.train"), f"--config={file}", f"--workdir={run}"])
     command += [*overrides, f"--config.seed={seed}", *(f"--config.{key}={value}" for key, value in own.items())]
     log = run.with_suffix(".log")
     with open_without_links(log, "ab") as output:
+        begin = output.tell()
         # A process group of its own keeps the terminal's signals away; only this process handles them.
         with STARTING:
             process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, process_group=0)
@@ -193,7 +195,8 @@ def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: li
         with STARTING:
             running.remove(process)
     if code or not (run / "result.json").is_file():
-        raise RuntimeError(f"the run {run} has stopped (exit code {code}), see {log}; run the same command to resume")
+        told = f"the run {run} has stopped (exit code {code}): {last_error(log, begin)}"
+        raise RuntimeError(f"{told}; see {log}; run the same command to resume")
 
 
 def run() -> None:

@@ -205,6 +205,13 @@ def _copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
     shutil.copy2(source, target)
 
 
+def last_error(log: pathlib.Path, begin: int) -> str:
+    """Returns the last line that begins with "error: " in a log after its first `begin` bytes, or the last line if none does."""
+    lines = [line.strip() for line in log.read_bytes()[begin:].decode("utf-8", "replace").splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["it wrote nothing"])[-1][:500]
+
+
 def parse_arms(names: str) -> list[str]:
     """Returns the names of the arms in a comma-separated list. The list "all" stands for all arms. Raises ValueError if the
     list is empty, or if a name is unknown or given twice."""

@@ -309,7 +309,8 @@ def compare_runs(
 ) -> dict[str, Any]:
     """Returns the contents of comparison.json. `folder` has `rl_seeds` runs for each arm and each seed of the supervised stage.
     `quick` is true if the runs had few iterations (--quick). Raises ValueError if a run is not finished, if its files cannot be
-    read, or if the runs of a stage were evaluated on different test problems."""
+    read, or if the runs of a stage were evaluated on different test problems, or trained on different problems although their
+    arms do not differ in this."""
 
     def of_stage(seed: int, arm: str) -> list[RunNumbers]:
         return [read_run_numbers(folder / f"seed-{seed}" / run_name(arm, rl_seed)) for rl_seed in range(rl_seeds)]
@@ -319,10 +320,8 @@ def compare_runs(
         (arm, seed, n, run) for arm in arms for seed, stage in zip(seeds, runs[arm], strict=True) for n, run in enumerate(stage)
     ]
     for seed in seeds:
-        data = {folder / f"seed-{seed}" / run_name(arm, n): run.result.get("data") for arm, of, n, run in every if of == seed}
-        tests = {str(each.get("test")): run for run, each in data.items() if isinstance(each, dict)}
-        told = " and ".join(map(str, tests.values()))
-        require(len(tests) < 2, f"{told} were evaluated on different test problems; train them with the same problem files")
+        of_seed = [(folder / f"seed-{seed}" / run_name(arm, n), arm, run.result) for arm, of, n, run in every if of == seed]
+        _require_same_problems(of_seed)
     with wrap_read_errors(folder):
         correct = {budget: at_budget(runs, budget) for budget in get_args(Budget)}
         hard = hardest_third(correct["prompts"])
@@ -341,6 +340,21 @@ def compare_runs(
                 for arm, seed, n, run in every
             ],
         }
+
+
+def _require_same_problems(runs: list[tuple[pathlib.Path, str, dict[str, Any]]]) -> None:
+    """Raises ValueError if runs (folder, arm, result.json) had different test problems, or different training problems with the
+    same keys of the task."""
+    uses = {"test": "evaluated on different test", "sft": "trained on different", "rl": "trained on different"}
+    for split, use in uses.items():
+        found: dict[str, dict[str, pathlib.Path]] = {}  # changed keys of the task -> fingerprint of the problems -> run
+        for run, arm, result in runs:
+            keys = {key: value for key, value in ARMS[arm].overrides.items() if key.startswith("task.") and split != "test"}
+            if isinstance(result.get("data"), dict):
+                found.setdefault(str(keys), {})[str(result["data"].get(split))] = run
+        for same_keys in found.values():
+            told = " and ".join(map(str, same_keys.values()))
+            require(len(same_keys) < 2, f"{told} were {use} problems; train them with the same problem files")
 
 
 def _curves(run: RunNumbers) -> dict[str, list[float]]:

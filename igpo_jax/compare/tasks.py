@@ -23,7 +23,7 @@ from igpo_jax.compare.page import (
 from igpo_jax.runtime import interrupts
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import atomic_write, read_json
-from igpo_jax.runtime.installation import python_command
+from igpo_jax.runtime.installation import ending_with_parent, python_command
 
 BUDGETS = {"equal_evaluations": "evaluations", "equal_prompts": "prompts", "equal_seconds": "wall time"}
 
@@ -63,7 +63,7 @@ def compare_tasks(folder: pathlib.Path, configs: list[str], arguments: list[str]
     for config, name in zip(configs, names, strict=True):
         command = [*python_command("igpo_jax.compare"), f"--config={config}", f"--output={folder / name}", *arguments]
         # A process group of its own keeps the terminal's signals away; only this process handles them.
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
+        process = subprocess.Popen(ending_with_parent(command), stdin=subprocess.DEVNULL, process_group=0)
 
         def stop(process=process) -> None:
             process.terminate()

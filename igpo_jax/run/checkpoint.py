@@ -2,6 +2,7 @@
 it restores the stage."""
 
 import contextlib
+import json
 import logging
 import pathlib
 import shutil
@@ -15,9 +16,10 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from igpo_jax.run import checkpoint_integrity as integrity
-from igpo_jax.runtime.buckets import is_about_requests, move_objects
+from igpo_jax.runtime.buckets import is_about_requests, move_objects, write_object
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import all_gather_hosts, raise_on_all_hosts
+from igpo_jax.runtime.files import atomic_write
 from igpo_jax.runtime.orbax_files import check_chunks, remove_paths
 from igpo_jax.runtime.preemption import Terminated
 
@@ -130,7 +132,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         accuracy: float | None = None,
         unlogged: Sequence = (),
     ) -> None:
-        """Waits until the previous save is finished, then starts to save the given state asynchronously.
+        """Waits until the previous save is finished, then starts to save the given state asynchronously. Raises an
+        error if there is a checkpoint of this step.
 
         Args:
             solution_bank: the model's own solutions, equal on every process. The array must not be modified after the call.
@@ -151,8 +154,21 @@ class Checkpoints(contextlib.AbstractContextManager):
             self._last = self._try_to_start(_Save(step, saved, options))
         self._with_paths.add(step)
 
+    def add_accuracy(self, step: int, accuracy: float) -> None:
+        """Waits until the previous save is finished, then adds an accuracy to a complete checkpoint. (Orbax would delete the
+        checkpoint before it saves it again, and a command that is killed in between would lose it.)"""
+        self.wait()
+        file, content = self.folder / str(step) / "metrics" / "metrics", json.dumps({"accuracy": accuracy}).encode()
+        with raise_on_all_hosts():
+            if jax.process_index() == 0 and self._local:
+                file.parent.mkdir(exist_ok=True)
+                atomic_write(file, content)
+            elif jax.process_index() == 0:
+                write_object(str(file), content)
+        self._checkpointer.reload()
+
     def _start(self, step: int, saved: dict[str, Any], options: dict[str, Any]) -> Any:
-        return self._checkpointer.save_checkpointables_async(step, dict(saved), force=True, overwrite=True, **options)
+        return self._checkpointer.save_checkpointables_async(step, dict(saved), force=True, **options)
 
     def wait(self) -> None:
         """Waits until the last save is finished. Raises an error if a save to a local folder has failed, or if `SAVE_ATTEMPTS`

@@ -11,7 +11,6 @@ import os
 import pathlib
 import re
 import socket
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
@@ -19,8 +18,18 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
+from igpo_jax.run.events import EventFile
+from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import all_gather_hosts
-from igpo_jax.runtime.files import as_json_lines, atomic_write, numbered_lines, parse_json, renamed, require_file
+from igpo_jax.runtime.files import (
+    as_json_lines,
+    atomic_write,
+    named_errors,
+    numbered_lines,
+    parse_json,
+    renamed,
+    require_file,
+)
 
 NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of a file system without fsync
 LOGS = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl")
@@ -75,27 +84,23 @@ class MetricsWriter(contextlib.AbstractContextManager):
             self._files[name] = (workdir / name).open("a", encoding="utf-8")
 
     @functools.cached_property
-    def _events(self) -> Any:
-        """TensorBoard writer. It is created when the first value is written, so that opening a finished run again adds no
+    def _events(self) -> EventFile:
+        """TensorBoard events. The file is created when the first value is written, so that opening a finished run again adds no
         file."""
-        with _without_torch():
-            from tensorboardX import SummaryWriter
-
         folder = self._workdir / "tensorboard"
-        _rename_events(folder)  # of a killed run, or of a stranger who guessed the name of the next file
-        writer = SummaryWriter(str(folder), purge_step=self._step + 1 if self._step else None)
         _rename_events(folder)
-        return writer
+        return EventFile(folder, self._step + 1 if self._step else 0)
 
-    def __exit__(self, *_):
-        for file in self._files.values():
-            file.close()
-        if "_events" in vars(self):
-            self._events.close()
+    def __exit__(self, error, *_):
+        for file in (*self._files.values(), *([self._events] if "_events" in vars(self) else [])):
+            with contextlib.suppress(*[OSError] * (error is not None)):  # closing again writes what could not be written
+                file.close()
 
     def sums(self) -> dict[str, list[int]]:
         """Makes sure that all log lines are on the disk, and in the bucket if the run's folder is in one. Returns {file name:
-        [size in bytes, CRC-32]} with an entry for each log. Returns {} on processes other than 0."""
+        [size in bytes, CRC-32]} with an entry for each log. Returns {} on processes other than 0. Raises ValueError if the logs
+        are no longer in the run's folder."""
+        self._require_place()
         for file in self._files.values():
             try:
                 os.fsync(file.fileno())
@@ -124,7 +129,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
         for name, array in values.items():
             finite = np.asarray(array, float)[np.isfinite(array)]
             if self._files and finite.size:
-                self._events.add_histogram(name, finite, step, bins=30)
+                self._events.add_histogram(name, finite, step)
 
     def write_evaluation(
         self, step: int, stage: str, correct: np.ndarray, graded: np.ndarray, scalars: dict[str, float]
@@ -138,10 +143,21 @@ class MetricsWriter(contextlib.AbstractContextManager):
 
     def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
         if self._files:
+            self._require_place()
             content = as_json_lines(rows)
-            self._files[name].write(content)
-            self._files[name].flush()
+            with named_errors(self._workdir / name):
+                self._files[name].write(content)
+                self._files[name].flush()
             self._sums[name] = _extended(self._sums[name], content)
+
+    def _require_place(self) -> None:
+        """Raises ValueError if a log has been moved or deleted, such as with the whole folder. Otherwise, this process would go on
+        with these logs, and with checkpoints in a new folder of the old name."""
+        for name, file in self._files.items():
+            path = self._workdir / name
+            same = path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
+            back = "put the folder back as it was; the same command then continues the run"
+            require(same, f"{path} was moved, deleted or replaced while the run was writing it; {back}")
 
 
 def _place(row: dict[str, Any]) -> tuple[int, str]:
@@ -155,8 +171,8 @@ def _extended(size_and_crc: list[int], content: str) -> list[int]:
 
 
 def _rename_events(folder: pathlib.Path) -> None:
-    """Replaces the name of this host in the file names of TensorBoard logs by a number, because the folder may be published.
-    The files may be open while they are renamed."""
+    """Replaces the name of this host, which earlier versions wrote, in the file names of TensorBoard logs by a number, because
+    the folder may be published."""
     for file in folder.glob(f"events.out.tfevents.*.{glob.escape(socket.gethostname())}"):
         begin = file.name.removesuffix(socket.gethostname())
         file.rename(next(new for i in itertools.count() if not (new := folder / f"{begin}{i}").exists()))
@@ -276,19 +292,6 @@ def last_logged(workdir: pathlib.Path, stage: str, name: str) -> float | None:
     values = [math.nan, *(row[name] for row in rows if row["stage"] == stage and name in row)]
     value = float(all_gather_hosts(np.float64(values[-1]))[0])
     return None if math.isnan(value) else value
-
-
-@contextlib.contextmanager
-def _without_torch() -> Iterator[None]:
-    """Context manager in whose body PyTorch cannot be imported unless it already was. Importing tensorboardX would import
-    PyTorch if it is installed, which takes seconds, and which scalars and texts do not need."""
-    hidden: dict[str, Any] = {"torch": None} if "torch" not in sys.modules else {}
-    sys.modules.update(hidden)
-    try:
-        yield
-    finally:
-        for name in hidden:
-            del sys.modules[name]
 
 
 def device_memory() -> dict[str, float]:

@@ -21,6 +21,7 @@ from igpo_jax.run.metrics import benchmark_accuracies, read_log
 from igpo_jax.run.missing_files import log_sums
 from igpo_jax.runtime.bucket_folders import address_of
 from igpo_jax.runtime.files import atomic_write, wrap_read_errors
+from igpo_jax.runtime.installation import path_from_here
 from igpo_jax.runtime.progress import duration
 from igpo_jax.runtime.statistics import interval_text, percent, wilson
 from igpo_jax.training.policy import Policy
@@ -167,8 +168,8 @@ def first_lines(experiment: Experiment) -> list[str]:
 def shown_path(workdir: pathlib.Path) -> str:
     """Returns the address of a run in a bucket, or the path of the folder of a local run. The path is relative if the folder is
     inside the working folder."""
-    here = pathlib.Path.cwd()
-    return str(workdir.relative_to(here)) if workdir.is_relative_to(here) else address_of(workdir)
+    shown = path_from_here(workdir)
+    return address_of(workdir) if shown.is_absolute() else str(shown)
 
 
 def result_lines(result: dict[str, Any]) -> list[str]:

@@ -146,6 +146,16 @@ def wrap_read_errors(file: object) -> Iterator[None]:
         raise ValueError(f"{file} cannot be read: {type(error).__name__}: {first_line(error)}") from error
 
 
+@contextlib.contextmanager
+def named_errors(file: str | os.PathLike) -> Iterator[None]:
+    """Context manager for writing to an open file. Adds the name of the file to an OSError, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = os.fspath(file)
+        raise
+
+
 def require_plausible(place: object, unpacked: int, stored: int, remedy: str = "") -> None:
     """Raises ValueError if compressed data is implausibly large when it is unpacked. This is the case if the number of unpacked
     bytes exceeds both `ALWAYS_UNPACKED` and `MOST_RATIO` times the number of stored bytes."""

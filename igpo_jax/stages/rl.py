@@ -100,8 +100,10 @@ def run_rl(experiment: Experiment, start: PolicyParams, checkpoints: Checkpoints
         checkpoints.log_sums = log.sums
         state = _with_counters(stage, state)
         while True:
-            evaluates = is_due(state.done, rl.iterations, rl.eval_every) and not state.evaluated
-            accuracy = stage.evaluate(state, log) if evaluates else None
+            accuracy = None
+            if is_due(state.done, rl.iterations, rl.eval_every):
+                # The run may have been killed after it had logged the accuracy and before the checkpoint had it.
+                accuracy = stage.last_logged("eval/accuracy") if state.evaluated else stage.evaluate(state, log)
             stage.checkpoint_if_due(state, rl.checkpoint_every, accuracy)
             if state.done == rl.iterations:
                 break

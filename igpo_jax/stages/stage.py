@@ -183,12 +183,16 @@ class Stage:
     def checkpoint_if_due(self, state: IterationState, every: int, accuracy: float | None = None) -> None:
         """Saves a checkpoint before the first iteration (RL stage only), after the last iteration, and whenever the number of
         finished iterations is a multiple of `every`. Also saves a checkpoint whenever `accuracy` is given, so that the best
-        checkpoint can be kept. If this is the stage's first checkpoint, waits until it is complete, because `check_stage`
-        relies on its existence. Then prints its size and the time that saving took."""
+        checkpoint can be kept. If there is a checkpoint of this state, only adds the accuracy to it. If this is the stage's
+        first checkpoint, waits until it is complete, because `check_stage` relies on its existence. Then prints its size and
+        the time that saving took."""
         regular = is_due(state.done, self.total, every) and (state.done > 0 or self.name == "rl")
-        if accuracy is not None or (regular and state.done not in self.checkpoints.steps()):
+        saved = self.checkpoints.steps()
+        if accuracy is not None and state.done in saved:
+            self.checkpoints.add_accuracy(state.done, accuracy)
+        elif (accuracy is not None or regular) and state.done not in saved:
             check_parameters(state.train_state.params, self.step_of(state.done), self.checkpoints)
-            is_first, begin = not self.checkpoints.steps(), time.monotonic()
+            is_first, begin = not saved, time.monotonic()
             self.checkpoints.save(state.done, state.train_state, state.key, state.solution_bank, accuracy=accuracy)
             if is_first:
                 self.checkpoints.wait()

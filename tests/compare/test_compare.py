@@ -24,6 +24,7 @@ from igpo_jax.compare.arms import (
     Claim,
     check_arms,
     create_run_folder,
+    last_error,
     parse_arms,
     parse_seeds,
     require_own_logs,
@@ -71,6 +72,26 @@ def test_runs_with_different_test_problems_are_not_compared(folder):
     with pytest.raises(ValueError, match="seed-1/grpo and .*seed-1/igpo were evaluated on different test problems"):
         numbers.compare_runs(folder, ["grpo", "igpo"], [0, 1, 2])
     assert numbers.compare_runs(folder, ["grpo", "dapo"], [0, 1, 2])["problems"] == PROBLEMS
+
+
+@pytest.mark.parametrize("split", ["sft", "rl"])
+def test_runs_with_different_training_problems_are_compared_only_if_their_arms_say_so(split, folder):
+    """The problem file may have been changed between the runs."""
+    same = {"sft": "s", "rl": "r", "test": "t"}
+    write_run(folder / "seed-1" / "igpo_few", 100, (0, 1), 5)
+    write_run(folder / "seed-1" / "grpo_few", 100, (0, 1), 6)
+
+    def compare(*arms, values):
+        for arm, value in zip(arms, values, strict=True):
+            file = folder / "seed-1" / arm / "result.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"data": same | {split: value}}))
+        return numbers.compare_runs(folder, list(arms), [1])
+
+    for arms in (("grpo", "igpo"), ("grpo_few", "igpo_few")):
+        with pytest.raises(ValueError, match=f"1/{arms[0]} and .*1/{arms[1]} were trained on different problems; train them"):
+            compare(*arms, values=("a1", "b2"))
+        assert compare(*arms, values=("a1", "a1"))["problems"] == PROBLEMS
+    assert compare("grpo", "igpo", "grpo_few", values=("a1", "a1", "b2"))["problems"] == PROBLEMS
 
 
 SEEDS = [0, 1, 2]
@@ -441,7 +462,8 @@ def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
     (runs / "igpo" / "config.json").write_text("{}")  # belongs to another run
     (runs / "igpo.json").write_text("{}")
     done = commands.run(*command, env=one_device)
-    assert done.returncode == 1 and "seed-0/igpo has stopped" in done.stderr
+    assert done.returncode == 1
+    assert re.search(r"0/igpo has stopped \(exit code 1\): .*0/igpo/config.json .*; see .*/igpo.log; run the same", done.stderr)
     kept = (runs / "grpo" / "result.json").stat().st_mtime_ns
     shutil.rmtree(runs / "igpo")
     done = commands.run(*command, env=one_device)
@@ -459,6 +481,17 @@ def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
     assert swapped.returncode == 1 and "holds a run of another arm (differing keys: inpainting.enabled)" in swapped.stderr
     other = commands.run(*command, "--config.rl.iterations=3", env=one_device)
     assert other.returncode == 1 and "another comparison" in other.stderr
+
+
+@pytest.mark.parametrize("added, reason", [
+    (b"error: no\nRL:  50%|##\rRL: 100%|##\r\nerror: runs/a is being written\nat the end\n", "runs/a is being written"),
+    (b"stopped by a termination signal\n\n", "stopped by a termination signal"),
+    (b"half a \xc3", "half a \ufffd"), (b"", "it wrote nothing"), (b"error: " + b"x" * 9999, "x" * 500),
+])  # fmt: skip
+def test_the_reason_why_a_run_has_stopped_is_in_the_part_of_the_log_that_it_wrote(added, reason, tmp_path):
+    earlier = b"error: of an earlier command\n"
+    (tmp_path / "a.log").write_bytes(earlier + added)
+    assert last_error(tmp_path / "a.log", len(earlier)) == reason
 
 
 def test_the_time_that_is_left_is_that_of_the_runs_of_each_kind():

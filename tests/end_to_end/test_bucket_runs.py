@@ -9,12 +9,16 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import commands
+from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.checkpoint_integrity import read_metadata
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.runtime import bucket_folders, bucket_locks
+from igpo_jax.runtime.buckets import path_of
 from processes import DEVICES, TINY, ends, word_problems
 from processes import start as start_processes
 from run_log import rows_so_far, untimed
@@ -355,3 +359,15 @@ def test_a_bucket_with_faults_changes_no_result(kind, command, short_run, monkey
     assert_same_run(run, short_run, mesh)
     if kind != "slow":
         assert "requests to the bucket were repeated" in (tmp_path / "log").read_text()
+
+
+def test_an_accuracy_is_added_to_a_checkpoint_in_a_bucket(storage, address):
+    state, key = {"params": {"w": jnp.arange(3.0)}}, jax.random.key(0)
+    with Checkpoints(path_of(address) / "checkpoints" / "rl", keep=1, best=True) as writer:
+        writer.save(1, state, key)
+        writer.add_accuracy(1, 0.75)
+        writer.save(2, state, key, accuracy=0.5)
+        writer.wait()
+        assert writer.steps() == [1, 2] and writer.restore_latest(state, key)[0] == 2
+    storage.invalidate_cache()
+    assert storage.cat_file(f"{address}/checkpoints/rl/1/metrics/metrics") == b'{"accuracy": 0.75}'

@@ -24,6 +24,7 @@ from igpo_jax.stages import rl
 from igpo_jax.stages.rl import run_rl
 from igpo_jax.stages.sft import run_sft
 from run_configs import contents, tiny
+from run_log import untimed
 from same_run import corrupt
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
@@ -371,6 +372,23 @@ def test_an_accepted_loss_of_configuration_and_checkpoints_starts_the_run_again(
     refusal(run)
     open_experiment(tiny(), run, accept_loss=True)
     assert (run / "config.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("logged", [True, False])
+def test_a_run_that_ended_before_its_checkpoint_had_an_accuracy_adds_it_without_saving_again(logged, finished, tmp_path):
+    """A signal during an evaluation saves a checkpoint without an accuracy. The next command may be killed at any moment."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    newest = run / "checkpoints/rl/6"
+    accuracy, other = (newest / "metrics/metrics").read_bytes(), contents(newest)
+    remove("checkpoints/rl/6/metrics")(run)
+    if not logged:
+        for name in ("metrics.jsonl", "evaluations.jsonl"):
+            change_lines(name, lambda lines: lines[:-1])(run)
+    inode = newest.stat().st_ino
+    resume(run, accept_loss=not logged)
+    assert newest.stat().st_ino == inode and (newest / "metrics/metrics").read_bytes() == accuracy
+    assert contents(newest).items() <= other.items() and untimed(run) == untimed(finished)
 
 
 def test_events_are_not_written_through_a_link_out_of_the_run(tmp_path):

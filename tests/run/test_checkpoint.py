@@ -55,11 +55,36 @@ def test_checkpoints_do_not_hold_the_path_to_them(tmp_path):
         assert "1" not in holding()
         writer.wait()
         assert holding() == set() and len(list(folder.rglob("commit_success.txt"))) >= 5
-        writer.save(2, state, jax.random.key(0), accuracy=0.5)  # again, as for an accuracy
+        writer.add_accuracy(2, 0.75)
         writer.save(3, state, jax.random.key(0))
     assert holding() == set()
     with Checkpoints(folder, keep=3) as again:
         assert again.steps() == [1, 2, 3] and again.restore_latest(state, jax.random.key(0))[0] == 3
+
+
+def test_an_accuracy_is_added_without_saving_the_checkpoint_again(tmp_path):
+    """A command that is killed at any moment has either the checkpoint without an accuracy or the one with it."""
+    folder, key = tmp_path / "rl", jax.random.key(0)
+    states = [{"params": {"w": jnp.full(3, float(step))}} for step in range(5)]
+    with Checkpoints(folder, keep=1, best=True) as writer:
+        writer.save(1, states[1], key, accuracy=0.5)
+        writer.save(2, states[2], key)
+    content = {file: file.read_bytes() for file in (folder / "2").rglob("*") if file.is_file()}
+    with Checkpoints(folder, keep=1, best=True) as writer:
+        with pytest.raises(Exception, match="2 already exists"):
+            writer.save(2, states[2], key, accuracy=0.75)
+        writer.add_accuracy(2, 0.75)
+        writer.add_accuracy(2, 0.75)  # by a resumed run
+        assert all(file.read_bytes() == held for file, held in content.items())
+        assert writer.restore_latest(states[0], key)[0] == 2
+        writer.save(3, states[3], key)
+        writer.wait()
+        assert writer.steps() == [2, 3]  # the best and the newest
+    with Checkpoints(folder, keep=1, best=True) as again:
+        again.save(4, states[4], key, accuracy=0.6)
+        again.wait()
+        assert again.steps() == [2, 4]
+        assert again.restore_params({"w": states[0]["params"]["w"]}, 2)[1]["w"].tolist() == [2, 2, 2]
 
 
 def test_paths_that_a_killed_command_left_are_removed(tmp_path):

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import socket
+import subprocess
 import sys
 import time
 import tracemalloc
@@ -17,10 +18,11 @@ from tensorboardX.proto.event_pb2 import Event
 
 from igpo_jax.report.page import read_run_folder
 from igpo_jax.run import metrics as module
+from igpo_jax.run.checkpoint import Checkpoints
+from igpo_jax.run.events import _without_torch
 from igpo_jax.run.metrics import (
     MetricsWriter,
     _as_markdown,
-    _without_torch,
     device_memory,
     is_evaluated,
     last_logged,
@@ -319,13 +321,60 @@ def test_torch_is_hidden_from_tensorboard_only(monkeypatch):
     assert sys.modules["torch"] is torch
 
 
-def test_events_are_not_written_into_a_file_that_was_there(tmp_path):
-    """It may be a hard link to a file of the user. A stranger who knows the name of the host can guess the name of the file."""
+@pytest.mark.parametrize("ending", [socket.gethostname(), "0"])
+def test_events_are_not_written_into_a_file_that_was_there(ending, tmp_path):
+    """It may be a hard link to a file of the user. A stranger can guess the name of the file, which had ended with the name of the
+    host in earlier versions."""
     (tmp_path / "precious").write_bytes(b"precious")
     (tmp_path / "tensorboard").mkdir()
     for second in range(int(time.time()), int(time.time()) + 60):
-        link = tmp_path / "tensorboard" / f"events.out.tfevents.{second}.{socket.gethostname()}"
+        link = tmp_path / "tensorboard" / f"events.out.tfevents.{second}.{ending}"
         link.hardlink_to(tmp_path / "precious")
     with MetricsWriter(tmp_path, 0) as writer:
         writer.write(1, "sft", {"loss": 1.0})
     assert (tmp_path / "precious").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("name, write", [
+    ("tensorboard/events.out.tfevents", "log.write_histograms(step, {'rewards': np.ones(4)})"),
+    ("metrics.jsonl", "log.write(step, 'rl', {})"),
+])  # fmt: skip
+def test_a_full_disk_is_one_error_that_names_the_file(name, write, tmp_path):
+    """The writer of tensorboardX lost its thread, and then waited for it forever."""
+    script = f"""
+import pathlib, resource
+import numpy as np
+from igpo_jax.run.metrics import MetricsWriter
+with MetricsWriter(pathlib.Path({str(tmp_path)!r}), 0) as log:
+    log.write(0, "rl", {{"reward": 0.5}})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
+    for step in range(1, 2000):
+        {write}
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert re.fullmatch(rf"OSError: \[Errno 27\] File too large: '{tmp_path}/{name}.*'", done.stderr.splitlines()[-1])
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_a_run_whose_folder_was_moved_writes_no_log_and_saves_no_checkpoint(another, tmp_path):
+    """Orbax would create a folder of the old name, in which another run may have begun."""
+    run, moved, key = tmp_path / "run", tmp_path / "moved", jax.random.key(0)
+    run.mkdir()
+    with MetricsWriter(run, 0) as log, Checkpoints(run / "checkpoints" / "rl", keep=1) as checkpoints:
+        checkpoints.log_sums = log.sums
+        log.write(1, "rl", {"reward": 0.5})
+        checkpoints.save(1, {"w": np.ones(2)}, key)
+        checkpoints.wait()
+        run.rename(moved)
+        if another:
+            run.mkdir()
+            MetricsWriter(run, 0).__exit__(None)
+        for write in (
+            lambda: log.write(2, "rl", {"reward": 0.5}),
+            lambda: log.write_rollouts([rollout_row(2)]),
+            lambda: checkpoints.save(2, {"w": np.ones(2)}, key),
+        ):
+            with pytest.raises(ValueError, match=f"^{run}/metrics.jsonl was moved, deleted or replaced while .*; put the"):
+                write()
+    assert steps(moved / "metrics.jsonl") == [1] and run.exists() == another and not (run / "checkpoints").exists()

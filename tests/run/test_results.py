@@ -1,8 +1,11 @@
 """The lines of text that a run prints at its end."""
 
+import sys
+
 import pytest
 
-from igpo_jax.run.results import result_lines
+from igpo_jax.run.results import result_lines, shown_path
+from igpo_jax.runtime.installation import command_igpo, python_command
 
 BEFORE, AFTER = ({"accuracy": share, "interval95": [share - 0.01, share + 0.01], "problems": 1000} for share in (0.02, 0.5))
 EDGES = {
@@ -48,3 +51,20 @@ SECONDS = {"wall_seconds": {"sft": 130.0, "rl": 17.0}}
 )
 def test_the_main_numbers_of_a_run(result, expected):
     assert result_lines(result) == expected
+
+
+def test_the_last_lines_of_a_run_need_no_working_folder(tmp_path, monkeypatch):
+    """It may have been deleted during the run."""
+    script = tmp_path / "bin" / "igpo"
+    script.parent.mkdir()
+    script.touch()
+    monkeypatch.setattr(sys, "executable", str(script.with_name("python")))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.chdir(tmp_path)
+    assert (shown_path(tmp_path / "run"), command_igpo()) == ("run", "bin/igpo")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert (shown_path(tmp_path / "run"), command_igpo()) == (str(tmp_path / "run"), str(script))
+    with pytest.raises(ValueError, match="the working folder cannot be used: No such file or directory; change to another"):
+        python_command("igpo_jax.train")
