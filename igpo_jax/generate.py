@@ -10,7 +10,6 @@ if __name__ == "__main__":  # before the slow imports
     interrupts.install()
 
 import itertools
-import json
 import os
 import pathlib
 import sys
@@ -26,7 +25,7 @@ from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.buckets import local_file, require_model
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import open_without_links, parse_json, read_bytes
+from igpo_jax.runtime.files import append_row, parse_json, read_bytes
 from igpo_jax.runtime.host import explain_shortage
 
 MODEL = flags.DEFINE_string("model", None, "The model's folder, also gs://BUCKET/MODEL, or its id on the hub.", required=True)
@@ -99,8 +98,7 @@ def print_completions(model: DiffusionLM, prompts: list[str], completions: list[
         print(escape_controls(text), flush=True)
         if OUTPUT.value:
             row = {"prompt": prompt, "text": completion.text, "tokens": completion.tokens.tolist()}
-            with open_without_links(pathlib.Path(OUTPUT.value), "a", "utf-8") as opened:
-                opened.write(json.dumps(row, ensure_ascii=False) + "\n")
+            append_row(pathlib.Path(OUTPUT.value), row)
 
 
 def complete(model: DiffusionLM, prompts: list[str]) -> list[Completion]:
