@@ -38,7 +38,7 @@ from igpo_jax.run.bucket_runs import is_run
 from igpo_jax.run.layout import Load, mesh_for_sampling
 from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.buckets import require_model
-from igpo_jax.runtime.checks import MOST_TOKENS, require
+from igpo_jax.runtime.checks import MOST_TOKENS, require, require_seed
 from igpo_jax.runtime.chips import BFLOAT16_MAJOR, cuda_major
 from igpo_jax.runtime.host import prepare_accelerators
 from igpo_jax.runtime.mesh import batch_size_divisor, make_mesh, shard_batch, to_host
@@ -99,8 +99,8 @@ class DiffusionLM:
     ) -> list[Completion]:
         """Returns a completion for every prompt. The noise of a completion depends on the seed, on the prompt, and on how many
         times the same prompt occurs earlier in `prompts`, but not on other prompts. Raises ValueError if the completion length,
-        the block length and the number of steps are incompatible, if the hint is longer than the completion, or if text is
-        given and the model has no tokenizer.
+        the block length and the number of steps are incompatible, if the hint is longer than the completion, if the seed is
+        not in the range that `require_seed` allows, or if text is given and the model has no tokenizer.
 
         Args:
             chat: whether a text prompt becomes a user message in the model's chat template. Conversations always use the
@@ -190,7 +190,10 @@ class DiffusionLM:
         """Estimates a lower bound on log p(completion | prompt) (docs/method.md section 14). Makes `draws` masked copies of the
         completion, which has l tokens. In each copy, k random tokens are masked, and the values of k are spread evenly over
         1..l. The estimate is the mean over the copies of `l / k * (sum of the log-probabilities of the masked tokens)`. If the
-        completion has only one token, the result is the exact log-probability. Raises ValueError if the completion is empty."""
+        completion has only one token, the result is the exact log-probability. Raises ValueError if the completion is empty, if
+        `draws` is less than 1, or if the seed is not in the range that `require_seed` allows."""
+        require_seed(seed)
+        require(draws >= 1, f"draws={draws} must be at least 1")
         ids, answer = self._not_empty(self.encode(prompt, chat)), np.array(self.encode(completion), np.int32)
         require(answer.size, "an empty completion has no likelihood to estimate")
         self._warn_of_no_text([[*ids, *answer.tolist()]])
@@ -259,6 +262,7 @@ class DiffusionLM:
         """Fills the MASK positions of n canvases, int32 [n, l], batch by batch, and returns the completions. `prompts` holds
         the token ids of one prompt for each canvas. If `whole` is true, the texts of the completions include the tokens after
         the first EOS."""
+        require_seed(seed)
         prompts = [self._not_empty(ids) for ids in prompts]
         lengths = [len(ids) for ids in prompts]
         longest = int(np.argmax(lengths))

@@ -4,6 +4,7 @@ import difflib
 import functools
 import inspect
 import logging
+import math
 import os
 import pathlib
 import re
@@ -136,9 +137,13 @@ def parse_arguments(arguments: list[str], words: bool = False) -> list[str]:
         given, path = _resolve_config(flags.FLAGS.read_flags_from_files(arguments[1:]))
         _check_arguments(given, _known_flags(path), words)
         try:
-            return flags.FLAGS([arguments[0], *given])
+            rest = flags.FLAGS([arguments[0], *given])
         except (IndexError, KeyError, TypeError, AttributeError) as error:  # ml_collections, for an index such as seed[0]
             raise ValueError(f"an index in the --config flags fits no value of the configuration: {error}") from None
+        for flag in (flags.FLAGS[name] for name in flags.FLAGS):
+            if flag.present and isinstance(flag.value, float) and not math.isfinite(flag.value):  # NaN is within any bounds
+                raise ValueError(f"--{flag.name}={flag.value} is no finite number")
+        return rest
     except (ValueError, OSError, flags.Error) as error:  # absl writes a line for each missing flag
         sys.exit(f"error: {'; '.join(str(error).splitlines())}")
 

@@ -10,7 +10,6 @@ if __name__ == "__main__":  # before the slow imports
     interrupts.install()
 
 import itertools
-import json
 import os
 import pathlib
 import sys
@@ -25,8 +24,8 @@ from igpo_jax.cli import define_allow_nonfinite, define_trust, escape_controls, 
 from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.buckets import local_file, require_model
-from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import open_without_links, parse_json, read_bytes
+from igpo_jax.runtime.checks import MOST_SEED, require
+from igpo_jax.runtime.files import append_row, parse_json, read_bytes
 from igpo_jax.runtime.host import explain_shortage
 
 MODEL = flags.DEFINE_string("model", None, "The model's folder, also gs://BUCKET/MODEL, or its id on the hub.", required=True)
@@ -49,7 +48,7 @@ COMMIT = flags.DEFINE_enum("commit", None, COMMITS, "How many tokens a step unma
 CACHE = flags.DEFINE_enum("cache", None, CACHES, "What later steps reuse of the block's first evaluation.")
 NEVER_EOS = flags.DEFINE_bool("logits_eos_inf", None, "Never sample EOS; the default for templates.")
 EOS_LAST = flags.DEFINE_bool("confidence_eos_eot_inf", None, "Unmask EOS and end of turn last.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise at temperatures above 0.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise at temperatures above 0.", lower_bound=0, upper_bound=MOST_SEED)
 DTYPE = flags.DEFINE_enum(
     "dtype", None, ["float32", "bfloat16"], "By default float32 on CPUs and GPUs without bfloat16 (T4), otherwise bfloat16."
 )
@@ -99,8 +98,7 @@ def print_completions(model: DiffusionLM, prompts: list[str], completions: list[
         print(escape_controls(text), flush=True)
         if OUTPUT.value:
             row = {"prompt": prompt, "text": completion.text, "tokens": completion.tokens.tolist()}
-            with open_without_links(pathlib.Path(OUTPUT.value), "a", "utf-8") as opened:
-                opened.write(json.dumps(row, ensure_ascii=False) + "\n")
+            append_row(pathlib.Path(OUTPUT.value), row)
 
 
 def complete(model: DiffusionLM, prompts: list[str]) -> list[Completion]:

@@ -248,6 +248,11 @@ def test_score_approaches_the_mean_over_all_maskings_within_its_error(model):
     (lambda m: m.infill(["no blank"]), "'no blank' has no blank; write .MASK:n."),
     (lambda m: m.infill(["[MASK]"], prompts=["a", "b"]), "2 prompts for 1 canvases"),
     (lambda m: m.score("x", ""), "empty completion"),
+    (lambda m: m.generate(["x"], seed=2**32, **LENGTHS), r"^seed=4294967296 must be within \[0, 4294967295\]$"),
+    (lambda m: m.infill(["[MASK]"], seed=-1), r"^seed=-1 must be within"),
+    (lambda m: m.score("x", "42", seed=2**70), r"^seed=1180591620717411303424 must be within"),
+    (lambda m: m.score("x", "42", draws=0), "^draws=0 must be at least 1$"),
+    (lambda m: m.score("x", "4", draws=-1), "^draws=-1 must be at least 1$"),
 ])  # fmt: skip
 def test_impossible_calls_are_refused(call, message, model):
     with pytest.raises(ValueError, match=message):

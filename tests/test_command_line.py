@@ -269,6 +269,24 @@ def test_completions_are_not_written_through_a_link(tmp_path):
     assert message == "error: --output=out is a symbolic link; give the file itself\n"
 
 
+@pytest.mark.parametrize("arguments", [
+    ("generate", "--model=x", "--prompt=y", "--seed={}"),
+    ("evaluate", "--config=evaluate_math.py", "--config.model=x", "--config.seed={}"),
+    ("train", "--config=arithmetic.py", "--workdir=x", "--config.seed={}"),
+])  # fmt: skip
+def test_a_seed_that_is_too_large_is_refused(arguments, tmp_path):
+    assert f"seed={2**63}" in refused(*(argument.format(2**63) for argument in arguments), cwd=tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [
+    ("rewrite", "--problems=jsonl:x", "--tokenizer=x", "--output=x", "--temperature=nan"),
+    ("generate", "--model=x", "--prompt=y", "--cfg_scale=nan"),
+    ("train", "--config=arithmetic.py", "--workdir=x", "--config.rl.probe_limit=inf"),
+])  # fmt: skip
+def test_a_flag_is_a_finite_number(arguments, tmp_path):
+    assert refused(*arguments, cwd=tmp_path) == f"error: {arguments[-1]} is no finite number\n"
+
+
 @pytest.mark.parametrize("module", [("igpo_jax", "report"), ("igpo_jax.report",)])
 def test_a_deleted_working_folder_is_told_in_one_line(module, tmp_path):
     (tmp_path / "gone").mkdir()

@@ -4,6 +4,7 @@ samplers give the same tokens, but this one is slower, because the host reads th
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +104,13 @@ def advance(
     likelihood, likeliest = jax.lax.top_k(probabilities, min(ALTERNATIVES, cfg.vocab_size))
     # `finish` also runs while the block still has masked positions. It then ends only rows whose block is already all EOS.
     return block.finish(carry.tokens, carry.unmask_step), cache, (probability, likeliest, likelihood)
+
+
+def compiled_programs() -> int:
+    """Returns the number of programs that `sample_stepwise` has compiled, one or more for each `DecodeConfig` and each length
+    of the prompts, and that JAX still keeps in memory."""
+    programs: Any = (initial_state, advance, _skip_block)
+    return sum(program._cache_size() for program in programs)
 
 
 def _masks(tokens: np.ndarray, start: int, cfg: ModelConfig, decode: DecodeConfig) -> np.ndarray:

@@ -63,7 +63,7 @@ from igpo_jax.run.results import environment
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.bucket_folders import local_results, opened_by_all, opened_output, share_files
 from igpo_jax.runtime.buckets import is_address, require_model, with_addresses
-from igpo_jax.runtime.checks import MOST_ROWS, MOST_TOKENS, present, require
+from igpo_jax.runtime.checks import MOST_ROWS, MOST_TOKENS, present, require, require_seed
 from igpo_jax.runtime.distributed import check_same, raise_on_all_hosts
 from igpo_jax.runtime.files import atomic_write, is_inside, place_name, require_same_identity
 from igpo_jax.runtime.host import explain_shortage
@@ -201,6 +201,7 @@ def prepare(config: ConfigDict) -> tuple[dict[str, list[Problem]], dict[str, dic
     longest, size = max(config.prompt_buckets), config.batch_size
     require(longest <= MOST_TOKENS, f"prompt_buckets={longest} must be at most {MOST_TOKENS}")
     require(size <= MOST_ROWS, f"batch_size={size} must be at most {MOST_ROWS}")
+    require_seed(config.seed)
     reward_terms(config.reward.function)  # raises ValueError if it is invalid
     if not config.model:
         raise ValueError("--config.model=FOLDER is missing: the run or model to evaluate")

@@ -39,7 +39,8 @@ class Connection(H11Protocol):
         super().__init__(*arguments, **named)
         self.app: Any = functools.partial(self._serve, self.app)
         self.waits_since: float | None = None  # None while the server works for the client
-        self._works = self._unread = False
+        self._unread = False
+        self._requests: set[object] = set()  # those on which the server works; the next may begin before the first has ended
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -72,19 +73,19 @@ class Connection(H11Protocol):
         async def received() -> Message:
             message = await receive()
             if message["type"] == "http.request" and not message.get("more_body"):
-                self._works = True
+                self._requests.add(received)
                 self._changed()
             return message
 
         try:
             await app(scope, received, send)
         finally:
-            self._works = False
+            self._requests.discard(received)
             self._changed()
 
     def _changed(self) -> None:
         if self._timer:
             self._timer.cancel()
-        waits = not self.transport.is_closing() and (self._unread or not self._works)
+        waits = not self.transport.is_closing() and (self._unread or not self._requests)
         self.waits_since = time.monotonic() if waits else None
         self._timer = self.loop.call_later(WAIT_SECONDS, self.transport.abort) if waits else None

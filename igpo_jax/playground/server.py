@@ -29,7 +29,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from igpo_jax.api import Completion, DiffusionLM
-from igpo_jax.diffusion.stepwise import Step, advance
+from igpo_jax.diffusion.stepwise import Step, compiled_programs
 from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.playground.animation import gif, parse_animation
 from igpo_jax.playground.connections import network_of
@@ -243,8 +243,8 @@ def denoise(
             raise TimeoutError
 
     try:
-        if advance._cache_size() > PROGRAMS:  # type: ignore[attr-defined]
-            jax.clear_caches()  # bounds memory: each new setting compiles a program
+        if compiled_programs() > PROGRAMS:  # bounds memory: each new setting compiles programs
+            jax.clear_caches()
         with compile_seconds() as compiling:
             [completion] = call(watch=watch)
         seconds = {"seconds": round(time.monotonic() - begun, 2), "compile_seconds": round(compiling(), 2)}

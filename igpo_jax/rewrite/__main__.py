@@ -28,14 +28,13 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import IO, Any
-from urllib.parse import urlsplit
 
 from absl import flags, logging
 
 from igpo_jax.cli import define_json, escape_controls, parse_flags, run_command
 from igpo_jax.grading.answers import extract
 from igpo_jax.rewrite.card import card_lines, make_card, write_card
-from igpo_jax.rewrite.endpoint import NO_KEY, Endpoint, Reply, ask_all, require_reply, without_key
+from igpo_jax.rewrite.endpoint import NO_KEY, Endpoint, Reply, ask_all, check_address, check_header, require_reply, without_key
 from igpo_jax.runtime.bucket_folders import opened_output
 from igpo_jax.runtime.buckets import path_of, small_files
 from igpo_jax.runtime.checks import require
@@ -178,12 +177,10 @@ def _endpoint_settings(endpoint: Endpoint | None) -> dict[str, Any]:
     """Returns the settings of the endpoint that affect its replies. If there is no endpoint, all values are None."""
     if endpoint is None:
         return dict.fromkeys(("endpoint", "model", "temperature", "reply_tokens", "instruction", "request", "prompt_sha256"))
-    address = urlsplit(endpoint.address)
-    address = address._replace(netloc=address.netloc.rpartition("@")[2])  # without user name and password
     sampling = {"temperature": TEMPERATURE.value, "reply_tokens": REPLY_TOKENS.value}
     prompt = {"instruction": INSTRUCTION, "request": REQUEST}
     sha256 = hashlib.sha256(f"{INSTRUCTION}\n{REQUEST}".encode()).hexdigest()
-    named = {"endpoint": without_key(address.geturl(), endpoint.key), "model": endpoint.model}
+    named = {"endpoint": without_key(endpoint.address, endpoint.key), "model": endpoint.model}
     return {**named, **sampling, **prompt, "prompt_sha256": sha256}
 
 
@@ -335,24 +332,27 @@ def grade(records: Sequence[Record], judged: list[Judged], indices: Sequence[int
 
 def _endpoint() -> Endpoint | None:
     """Returns the endpoint that flags and environment variables give, or None if they give no address. Raises ValueError if the
-    address is malformed or is given without a model, if --model is given without an address, or if the key file cannot be
-    read."""
-    address = os.environ.get("OPENAI_BASE_URL", "") if ENDPOINT.value is None else ENDPOINT.value
+    address is malformed or is given without a model, if --model is given without an address, if the key file cannot be read, or
+    if the key or an environment variable cannot be sent in a header."""
+    address = (os.environ.get("OPENAI_BASE_URL", "") if ENDPOINT.value is None else ENDPOINT.value).strip()
     if not address:
         require(not MODEL.value, "--model is given without --endpoint=URL (or OPENAI_BASE_URL)")
         return None
-    try:
-        _ = urlsplit(address).port  # raises for a port that is no number below 65536
-    except ValueError as error:
-        raise ValueError(f"--endpoint (or OPENAI_BASE_URL) is no address: {error}") from None
+    check_address(address)
     model = MODEL.value or os.environ.get("OPENAI_MODEL", "")
     require(model, "--model=NAME is missing (or OPENAI_MODEL): which of the endpoint's models is to rewrite")
-    key = os.environ.get("OPENAI_API_KEY") or NO_KEY
+    source, key = "OPENAI_API_KEY", os.environ.get("OPENAI_API_KEY", "")
     if KEY_FILE.value:
         try:
-            key = pathlib.Path(KEY_FILE.value).read_text("utf-8").strip()
+            source, key = f"--key_file={KEY_FILE.value}", pathlib.Path(KEY_FILE.value).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"--key_file={KEY_FILE.value} cannot be read: {error}") from None
+    key = key.strip() or NO_KEY  # a file may end with a line break
+    check_header(source, key)
+    for name in ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):  # which openai reads
+        check_header(name, os.environ.get(name, ""))
+    for line in os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n"):  # openai also strips each of these lines
+        check_header("OPENAI_CUSTOM_HEADERS", line.strip())
     given = {"temperature": TEMPERATURE.value, "max_tokens": REPLY_TOKENS.value}
     options = {name: value for name, value in given.items() if value is not None}
     return Endpoint(address, model, key, TIMEOUT.value, RETRIES.value, options)

@@ -1,10 +1,12 @@
 """Concurrent requests to an endpoint with OpenAI's chat completions API."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.installation import install_command
@@ -49,6 +51,36 @@ def require_reply(reply: Any) -> None:
     require(len(reason) <= MOST_REASON and reason.isprintable(), "finish_reason is too long or not printable")
 
 
+def check_address(address: str) -> None:
+    """Raises ValueError if an endpoint's address is malformed, or if it has a user name, a password or a query. These may be
+    secret, and the address is written to files that may be published."""
+    source = "--endpoint (or OPENAI_BASE_URL)"
+    try:
+        parts = urlsplit(address)
+        _ = parts.port  # raises for a port that is no number below 65536
+    except ValueError:  # its message may repeat a part of a password
+        raise ValueError(f"{source} is no address with a valid host and port") from None
+    require(
+        parts.scheme in ("http", "https") and parts.hostname, f"{source} is no address that begins with http:// or https://"
+    )
+    require("@" not in parts.netloc, f"{source} has a user name or a password; give a key with --key_file instead")
+    require(not parts.query, f"{source} has a query, the part behind a question mark, which cannot be sent; leave it out")
+    with contextlib.suppress(ImportError):  # `ask_all` says what to install
+        import httpx2
+
+        try:
+            httpx2.URL(address)
+        except httpx2.InvalidURL as error:
+            raise ValueError(f"{source} is no address: {error}") from None
+
+
+def check_header(source: str, value: str) -> None:
+    """Raises ValueError if a value that is sent in a header of requests has characters that are not allowed there. Otherwise,
+    an error of the HTTP library would repeat the value, which may be secret. `source` is the value's name in the message."""
+    valid = value.isascii() and value.isprintable()
+    require(valid, f"{source} has a line break or another character that is not printable ASCII, so it cannot be sent")
+
+
 class _Stopped(Exception):
     """Error that stops all requests if further requests are expected to fail, too. The message is the reason."""
 
@@ -69,6 +101,7 @@ def ask_all(
     endpoint also counts as unavailable if the last attempt for any conversation failed because the endpoint could not be
     reached, was overloaded, or had no credit left. Raises ValueError if the package openai is missing."""
     try:
+        import httpx2
         import openai
 
         from igpo_jax.rewrite.client import LimitedClient
@@ -111,6 +144,8 @@ def ask_all(
 
     try:
         asyncio.run(work_all())
+    except httpx2.InvalidURL as error:  # that of the endpoint is valid, see `check_address`
+        raise ValueError(f"an environment variable such as HTTP_PROXY has an address that is none: {error}") from None
     except ExceptionGroup as group:
         if not isinstance(group.exceptions[0], _Stopped):
             raise group.exceptions[0] from None

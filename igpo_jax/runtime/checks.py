@@ -15,6 +15,7 @@ MOST_TOKENS = 1 << 16  # of a prompt or a completion
 MOST_ROWS = 1 << 16  # of a batch
 MOST_PROBLEMS = 10**6  # of a split that a task generates, and of an evaluation
 MOST_DEADLINE = 3600  # seconds to grade an answer
+MOST_SEED = 2**32 - 1  # of noise; larger seeds would repeat the noise of smaller ones
 # Products and quotients of two such numbers and a logit are neither 0 nor infinite in float32.
 LEAST_NUMBER, MOST_NUMBER = 1e-15, 1e15
 
@@ -42,6 +43,11 @@ def require(condition: object, message: str) -> None:
 def within(least: float, most: float) -> Check:
     """Returns a check that a value is in the closed range from `least` to `most`. The check rejects NaN."""
     return lambda value: "" if least <= value <= most else f" must be within [{least}, {most}]"
+
+
+def require_seed(seed: int, name: str = "seed") -> None:
+    """Raises ValueError if a seed of noise is not in the range from 0 to `MOST_SEED`."""
+    require(0 <= seed <= MOST_SEED, f"{name}={seed} must be within [0, {MOST_SEED}]")
 
 
 def at_least(least: float, because: str = "", most: float = math.inf) -> Check:

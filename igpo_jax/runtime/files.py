@@ -281,6 +281,15 @@ def open_without_links(path: pathlib.Path, mode: str, encoding: str | None = Non
     return open(path, mode, encoding=encoding, opener=opener)
 
 
+def append_row(path: pathlib.Path, row: dict[str, Any]) -> None:
+    """Appends a dict to a JSON Lines file. If the last line of the file has no end, ends it first. A killed process may have
+    left such a line. Raises the errors of `open_without_links`."""
+    with open_without_links(path, "a+b") as file:
+        file.seek(max(0, file.tell() - 1))
+        begin = "" if file.read(1) in (b"", b"\n") else "\n"
+        file.write((begin + as_json_lines([row])).encode())
+
+
 def user_cache() -> pathlib.Path:
     """Returns the folder in which this package caches files for the user."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path("~/.cache").expanduser()) / "igpo_jax"

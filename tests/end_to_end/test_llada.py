@@ -66,9 +66,12 @@ def test_convert_generate_and_back(command, llada, tmp_path):
 def test_generate_reads_files_shows_steps_and_fills_templates(command, llada, tmp_path):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hello"}\n\n{"prompt": "two and two"}\n')
     output = tmp_path / "out.jsonl"
+    output.write_text('{"prompt": "kil')
     done = command("generate", f"--model={llada}", f"--prompts={tmp_path / 'prompts.jsonl'}", *SHORT, f"--output={output}")
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    torn, *lines = output.read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert torn == '{"prompt": "kil'
     assert [row["prompt"] for row in rows] == ["Hello", "two and two"] and all(len(row["tokens"]) == 16 for row in rows)
     shown = generated(command, llada, "--show")
     assert shown.startswith("step 0: " + "_" * 16) and "\nstep 16: " in shown

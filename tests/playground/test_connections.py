@@ -120,6 +120,28 @@ def test_a_client_that_does_not_read_is_ended_and_one_that_waits_for_the_server_
                 time.sleep(0.05)
 
 
+def test_a_second_request_that_is_sent_with_the_first_has_as_much_time(monkeypatch):
+    monkeypatch.setattr(connections, "WAIT_SECONDS", 0.3)
+    second = asyncio.Event()
+
+    async def app(scope, receive, send):
+        await receive()
+        if scope["path"] == "/second":
+            second.set()
+            await asyncio.sleep(1)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+        if scope["path"] == "/first":  # ends after the second has begun
+            await second.wait()
+
+    with serving(app) as (port, _), connect(port) as client:
+        client.sendall(b"".join(b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path for path in (b"first", b"second")))
+        answers = b""
+        while part := client.recv(1 << 16):
+            answers += part
+        assert answers.count(b" 200 OK") == 2
+
+
 def test_an_animation_ends_with_its_client_and_one_that_waits_never_begins(port, monkeypatch):
     begun, ended, count = threading.Event(), threading.Event(), []
 

@@ -82,6 +82,34 @@ def test_only_the_first_request_of_a_setting_compiles(client):
     assert 0 < first["compile_seconds"] <= first["seconds"] and second["compile_seconds"] == 0 <= second["seconds"]
 
 
+@pytest.mark.parametrize("kind", [
+    {"hint": "x" * 16, "steps": 16},  # nothing is left to denoise
+    pytest.param({"cache": "dual", "steps": 8}, marks=pytest.mark.slow),
+    pytest.param({"template": "a[MASK:3]"}, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_all_programs_that_a_request_compiles_are_counted_and_discarded(kind, client, monkeypatch):
+    compiled = []
+
+    def heard(event, seconds, **_):
+        compiled.extend([event] if event == "/jax/core/compile/backend_compile_duration" else [])
+
+    lengths = {} if "template" in kind else {"completion_length": 16, "block_length": 8}
+    request = {"prompt": "Hello"} | lengths | kind
+    longer = {"prompt": "Hello" * 20} | ({"template": "a[MASK:4]"} if "template" in kind else {"block_length": 4})
+    assert told(client.post("/generate", json=request | {"temperature": 0.411}).text)[-1]["type"] == "done"
+    before = server.compiled_programs()
+    monitoring.register_event_duration_secs_listener(heard)
+    try:
+        assert told(client.post("/generate", json=request | longer | {"temperature": 0.412}).text)[-1]["type"] == "done"
+    finally:
+        monitoring.unregister_event_duration_listener(heard)
+    added = server.compiled_programs() - before
+    assert added == len(compiled) > 1
+    monkeypatch.setattr(server, "PROGRAMS", added - 1)
+    client.post("/generate", json=request | {"temperature": 0.413})
+    assert server.compiled_programs() <= added
+
+
 def test_the_time_of_nested_compilations_counts_once_and_other_threads_do_not_count():
     record = functools.partial(monitoring.record_event_duration_secs, "/jax/core/compile/backend_compile_duration")
     with server.compile_seconds() as compiling:

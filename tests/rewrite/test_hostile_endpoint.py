@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import io
 import json
+import re
 import socketserver
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from igpo_jax.rewrite.__main__ import judge_lengths, read_replies
 from igpo_jax.rewrite.client import LimitedClient
-from igpo_jax.rewrite.endpoint import Endpoint, ask_all, without_key
+from igpo_jax.rewrite.endpoint import Endpoint, ask_all, check_address, check_header, without_key
 
 PATIENCE = 12.0  # seconds; a test fails if an attack lasts longer
 
@@ -274,6 +275,33 @@ def test_a_reply_is_kept_without_the_key():
     [reply] = ask(lambda send, _: send(message(body.replace(b"<think>s", b"<think>\\u0073"))))[0]
     assert (reply["text"], reply["finish_reason"]) == ("<think>[key]</think>It is [key]?[key].", "[key]")
     assert without_key("EMPTY x", "EMPTY") == without_key("EMPTY x", "x") == without_key("EMPTY x", "") == "EMPTY x"
+
+
+@pytest.mark.parametrize("address, message", [
+    ("http://é..é/v1", "is no address: Invalid IDNA hostname: 'é..é'"), ("http://h\r/v1", "is no address: Invalid non-printable"),
+    ("http://user:s3cret@h/v1", "has a user name or a password; give a key with --key_file instead"),
+    ("https://s3cret@h/v1", "has a user name or a password"), ("http://user:s3cret/x@h/v1", "with a valid host and port"),
+    ("http://h/v1?key=s3cret", "has a query"), ("http://[::1/v1", "with a valid host and port"),
+    ("h:8000/v1", "begins with http:// or https://"), ("http:///v1", "begins with http:// or https://"),
+])  # fmt: skip
+def test_addresses_that_are_none_or_have_secrets_are_refused(address, message):
+    with pytest.raises(ValueError, match=f"^--endpoint [^\n]*{re.escape(message)}") as raised:
+        check_address(address)
+    assert "s3cret" not in str(raised.value)
+    check_address("http://[::1]:8000/@x/v1")
+
+
+@pytest.mark.parametrize("value", ["s3cret\r", "s3\ncret", "s3crét", "s3cret\0"])
+def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(value):
+    with pytest.raises(ValueError, match=r"^KEY has a line break or another character") as raised:
+        check_header("KEY", value)
+    assert "s3" not in str(raised.value)
+
+
+def test_an_invalid_proxy_is_told_in_one_line(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://é..é")
+    with pytest.raises(ValueError, match="such as HTTP_PROXY has an address that is none: Invalid IDNA hostname"):
+        ask_all([], print, Endpoint("http://h/v1", "m", "s3cret", timeout=1, retries=0), requests=1)
 
 
 @pytest.mark.parametrize("value", ["Mon, 01 Jan 99999999999 00:00:00 GMT", "9" * 5000, "nan", "-1", "1e999", "\xff"])

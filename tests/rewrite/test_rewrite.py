@@ -80,13 +80,13 @@ def command(tmp_path, tokenizer, port=None, **options):
     return [sys.executable, "-m", "igpo_jax.rewrite", *(f"--{name}={value}" for name, value in options.items())]
 
 
-def environment(key="s3cret"):
+def environment(key="s3cret", **variables):
     others = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI")}
-    return {**others, "OPENAI_API_KEY": key, "NO_PROXY": "127.0.0.1"}
+    return {**others, "OPENAI_API_KEY": key, "NO_PROXY": "127.0.0.1", **variables}
 
 
-def run(*arguments, key="s3cret", **options):
-    return commands.run("rewrite", *command(*arguments, **options)[3:], timeout=60, env=environment(key))
+def run(*arguments, key="s3cret", variables=None, **options):
+    return commands.run("rewrite", *command(*arguments, **options)[3:], timeout=60, env=environment(key, **variables or {}))
 
 
 def rows_of(path):
@@ -345,6 +345,17 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path, tokenizer, start):
     assert "another rewriting (differing: model, max_tokens)" in error
     assert "--model=NAME is missing" in error_of(run(tmp_path, tokenizer, endpoint=f"http://127.0.0.1:{port}/v1"))
     assert "404" in error_of(run(tmp_path, tokenizer, port, endpoint=f"http://127.0.0.1:{port}", output=tmp_path / "2"))
+    for lines in ("s3cret\r\nsecond\r\n", "s3crét"):
+        (tmp_path / "key").write_text(lines)
+        for given in ({"key": lines.strip()}, {"key_file": tmp_path / "key"}):
+            error = error_of(run(tmp_path, tokenizer, port, **given, output=tmp_path / "3"))
+            assert "has a line break or another character that is not printable ASCII" in error and "s3" not in error
+    for name, value in (("OPENAI_ORG_ID", "o\r"), ("OPENAI_PROJECT_ID", "é"), ("OPENAI_CUSTOM_HEADERS", "a: b\r\nc: d\re")):
+        error = error_of(run(tmp_path, tokenizer, port, output=tmp_path / "3", variables={name: value}))
+        assert error.startswith(f"error: {name} has a line break")
+    assert not (tmp_path / "3").exists()
+    headers = {"OPENAI_CUSTOM_HEADERS": "a: b\r\nc: d\r\n"}
+    card_of(run(tmp_path, tokenizer, port, key="s3cret\r\n", variables=headers), tmp_path)
     assert "--fields has 'frage'" in error_of(run(tmp_path, tokenizer, fields="frage"))
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from igpo_jax.runtime.files import (
     MOST_BYTES,
+    append_row,
     atomic_write,
     is_inside,
     open_without_links,
@@ -109,6 +110,15 @@ def test_a_file_with_hard_links_is_not_written(mode, tmp_path):
     with open_without_links(log, mode) as file:
         file.write(b"x" if "b" in mode else "x")
     assert log.read_text() == "preciousx" and precious.read_text() == "precious"
+
+
+@pytest.mark.parametrize("before, kept", [(None, b""), (b"", b""), (b"{}\n", b"{}\n"), (b"{}", b"{}\n"), (b'{"te', b'{"te\n')])
+def test_a_row_begins_a_line(before, kept, tmp_path):
+    if before is not None:
+        (tmp_path / "rows.jsonl").write_bytes(before)
+    append_row(tmp_path / "rows.jsonl", {"text": "é"})
+    append_row(tmp_path / "rows.jsonl", {})
+    assert (tmp_path / "rows.jsonl").read_bytes() == kept + b'{"text": "\xc3\xa9"}\n{}\n'
 
 
 def test_a_lock_with_hard_links_is_refused_and_stays(tmp_path):
