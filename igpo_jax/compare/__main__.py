@@ -1,13 +1,14 @@
 """python -m igpo_jax.compare --config=arithmetic.py --arms=grpo,resample,dapo,igpo,igpo_ref,full_hint --seeds=0..4
-       [--rl_seeds=N] [--tasks=FILE,FILE] [--output=DIR] [--jobs=N] [--quick] [--config.key=value ...]
+       [--rl_seeds=N] [--tasks=FILE,FILE] [--stages=DIR] [--output=DIR] [--jobs=N] [--quick] [--config.key=value ...]
 
 Compares arms, which are variants of the training method (igpo_jax/compare/arms.py). Runs one supervised stage for each seed,
 continues it with each arm (--rl_seeds times, with different prompts and samples), and writes comparison.html, comparison.md
 and comparison.json. These files contain the accuracies of the arms, with confidence intervals, after equal numbers of prompts,
 equal numbers of network evaluations and equal wall time. They also contain a verdict on each claim whose arms were all
 trained. With --tasks, also runs a comparison for each further configuration, and writes tasks.html and tasks.md with the
-results of all comparisons. Run the same command again to resume; finished runs are kept. --quick checks the whole process in a
-few minutes, with few iterations and, by default, with seeds 0..3.
+results of all comparisons. With --stages, the arms start from supervised models that were trained before. Run the same command
+again to resume; finished runs are kept. --quick checks the whole process in a few minutes, with few iterations and, by default,
+with seeds 0..3.
 """
 
 from igpo_jax.runtime import interrupts
@@ -35,6 +36,7 @@ from igpo_jax.compare.arms import (
     create_run_folder,
     last_error,
     overrides_of,
+    own_settings,
     parse_arms,
     parse_seeds,
     path_of,
@@ -63,6 +65,9 @@ OUTPUT = flags.DEFINE_string(
 )
 RL_SEEDS = flags.DEFINE_integer("rl_seeds", 1, "Runs of each arm from each supervised stage.", lower_bound=1)
 TASKS = flags.DEFINE_list("tasks", [], "Further configurations to compare on; one page shows all of them.")
+STAGES = flags.DEFINE_string(
+    "stages", None, "A folder of model folders seed-N, the results of supervised stages; with --tasks, of TASK/seed-N."
+)
 JOBS = flags.DEFINE_integer("jobs", 1, "Concurrent runs.", lower_bound=1)
 QUICK = flags.DEFINE_boolean("quick", False, "Few iterations and seeds.")
 
@@ -70,11 +75,10 @@ STARTING = threading.Lock()  # held while a process is added to the set of runni
 
 
 def main(_) -> None:
-    config, overrides = CONFIG.value, []
-    if QUICK.value:
-        few = {"sft.updates": min(1500, config.sft.updates), "rl.iterations": min(10, config.rl.iterations)}
-        overrides = [f"--config.{key}={value}" for key, value in few.items()]
-    overrides += config_overrides(sys.argv[1:])  # the last one wins
+    config, given = CONFIG.value, config_overrides(sys.argv[1:])
+    own = own_settings(config, given, QUICK.value, bool(STAGES.value))
+    config.update_from_flattened_dict(own)
+    overrides = [*given, *(f"--config.{key}={value}" for key, value in own.items())]  # the last one wins
     flag: Any = flags.FLAGS["config"]
     file = flag.config_filename
     name = pathlib.Path(file.partition(":")[0]).stem
@@ -113,7 +117,7 @@ def compare_on_tasks(folder: pathlib.Path, configs: list[str]) -> None:
     given = [f"--{name}={value}" for name, value in values.items() if value is not None]
     with locked(str(folder)):
         require_links_inside(folder)
-        compare_tasks(folder, configs, [*given, *config_overrides(sys.argv[1:])])
+        compare_tasks(folder, configs, [*given, *config_overrides(sys.argv[1:])], STAGES.value)
     print(escape_controls((folder / "tasks.md").read_text()))
     print(escape_controls(f"report: {folder / 'tasks.html'}"))
 
@@ -175,6 +179,7 @@ def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: li
     run, seed = folder / run_name(arm, rl_seed), int(folder.name.removeprefix("seed-"))
     own = {"rl.iterations": 0} if arm == SUPERVISED else overrides_of(arm, CONFIG.value)
     own |= {"rl.seed": rl_seed} if rl_seed else {}
+    own |= {"model.path": f"{STAGES.value}/seed-{seed}"} if STAGES.value else {}
     require_same_identity(run.with_suffix(".json"), own, f"arm {arm}", [run])
     if (run / "result.json").is_file():
         requested = CONFIG.value.copy_and_resolve_references()

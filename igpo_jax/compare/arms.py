@@ -173,6 +173,16 @@ def overrides_of(arm: str, config: ConfigDict) -> Overrides:
     return {key: length if value == LENGTH else value for key, value in ARMS[arm].overrides.items()}
 
 
+def own_settings(config: ConfigDict, given: list[str], quick: bool, has_stages: bool) -> Overrides:
+    """Returns the settings that --quick and --stages add to a configuration. Those that the command gives (`given`) win over
+    --quick. With the supervised stages of --stages, there is nothing to train before the arms."""
+    few = {"sft.updates": min(1500, config.sft.updates), "rl.iterations": min(10, config.rl.iterations)} if quick else {}
+    keys = {override.removeprefix("--config.").partition("=")[0] for override in given}
+    return {key: value for key, value in few.items() if key not in keys} | (
+        {"sft.updates": 0, "sft.epochs": 0} if has_stages else {}
+    )
+
+
 def run_name(arm: str, rl_seed: int) -> str:
     """Returns the name of a run's folder. The runs of an arm from the same supervised stage differ in their RL seed."""
     return f"{arm}-{rl_seed}" if rl_seed else arm

@@ -51,9 +51,10 @@ def check_tasks(configs: list[str], arms: list[str], overrides: list[str]) -> No
             raise ValueError(f"--tasks: {name}: {error}") from None
 
 
-def compare_tasks(folder: pathlib.Path, configs: list[str], arguments: list[str]) -> None:
+def compare_tasks(folder: pathlib.Path, configs: list[str], arguments: list[str], stages: str | None) -> None:
     """Runs one comparison for each configuration, and writes a page with the results of all comparisons. `arguments` are the
-    command's other arguments, which each comparison gets. Raises ValueError if two configurations have the same name, or if the
+    command's other arguments, which each comparison gets. `stages` is a folder with the supervised models of each task, or
+    None. Raises ValueError if two configurations have the same name, or if the
     folder has results without a comparison, and RuntimeError if a comparison fails."""
     names = [task_name(config) for config in configs]
     require(len(set(names)) == len(names), f"--tasks: two tasks are called {max(names, key=names.count)}")
@@ -62,6 +63,7 @@ def compare_tasks(folder: pathlib.Path, configs: list[str], arguments: list[str]
         require(is_begun or not file.exists(), f"{file} is of no comparison, and would be replaced; give another --output")
     for config, name in zip(configs, names, strict=True):
         command = [*python_command("igpo_jax.compare"), f"--config={config}", f"--output={folder / name}", *arguments]
+        command += [f"--stages={stages}/{name}"] if stages else []
         # A process group of its own keeps the terminal's signals away; only this process handles them.
         process = subprocess.Popen(ending_with_parent(command), stdin=subprocess.DEVNULL, process_group=0)
 

@@ -25,6 +25,7 @@ from igpo_jax.compare.arms import (
     check_arms,
     create_run_folder,
     last_error,
+    own_settings,
     parse_arms,
     parse_seeds,
     require_own_logs,
@@ -312,7 +313,7 @@ def test_one_page_shows_all_tasks(folder):
     with pytest.raises(ValueError, match=r"--tasks: gsm8k\.py: arm grpo_few: this configuration lacks a key"):
         tasks.check_tasks(["gsm8k.py"], ["grpo_few"], [])
     with pytest.raises(ValueError, match="--tasks: two tasks are called words-small"):
-        tasks.compare_tasks(folder, ["words.py:small", "a/words.py:small"], [])
+        tasks.compare_tasks(folder, ["words.py:small", "a/words.py:small"], [], None)
 
 
 @pytest.mark.slow
@@ -435,6 +436,14 @@ def test_every_arm_can_be_trained_with_the_configuration_of_the_readme():
         check_arms(config, ["igpo"], [])
 
 
+def test_what_the_command_gives_wins_over_quick_but_not_over_trained_stages():
+    config = runpy.run_path("configs/arithmetic.py")["get_config"]()
+    config.sft.updates, config.rl.iterations = 9000, 5
+    assert own_settings(config, [], quick=True, has_stages=False) == {"sft.updates": 1500, "rl.iterations": 5}
+    assert own_settings(config, ["--config.sft.updates=9000"], quick=True, has_stages=False) == {"rl.iterations": 5}
+    assert own_settings(config, ["--config.sft.updates=9000"], quick=False, has_stages=True) == {"sft.updates": 0, "sft.epochs": 0}
+
+
 @pytest.mark.slow
 def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
     """Names a failed run, keeps finished runs, and shares the supervised stage among all arms."""
@@ -481,6 +490,18 @@ def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
     assert swapped.returncode == 1 and "holds a run of another arm (differing keys: inpainting.enabled)" in swapped.stderr
     other = commands.run(*command, "--config.rl.iterations=3", env=one_device)
     assert other.returncode == 1 and "another comparison" in other.stderr
+    # The same arms, from the exported result of the supervised stage
+    again = tmp_path / "again"
+    target = f"--target={tmp_path / 'stages' / 'seed-0'}"
+    done = commands.run("convert", f"--source={runs / 'supervised'}", target, "--format=huggingface", env=one_device)
+    assert done.returncode == 0, done.stderr
+    from_stage = [part for part in command if not part.startswith(("--output", "--config.model."))]
+    from_stage += [f"--stages={tmp_path / 'stages'}", f"--output={again}", "--quick", "--rl_seeds=1"]
+    for report in ("0 finished", "2 finished"):
+        done = commands.run(*from_stage, env=one_device)
+        assert done.returncode == 0 and f"again: 2 runs of arms, {report}" in done.stderr, done.stderr
+    first = [(folder / "evaluations.jsonl").read_text().splitlines()[0] for folder in (runs / "igpo", *again.glob("seed-0/*/"))]
+    assert len(first) == 3 and len({str(json.loads(line)["correct"]) for line in first}) == 1
 
 
 @pytest.mark.parametrize("added, reason", [

@@ -148,12 +148,12 @@ def test_tables_of_no_comparison_are_not_replaced(kind, tmp_path, monkeypatch):
     file = tmp_path / f"tasks.{kind}"
     file.write_text("mine")
     with pytest.raises(ValueError, match=f"{file} is of no comparison, and would be replaced; give another --output"):
-        tasks.compare_tasks(tmp_path, ["one.py"], [])
+        tasks.compare_tasks(tmp_path, ["one.py"], [], None)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "overrides.json").write_text("{}")
     with pytest.raises(RuntimeError, match="the comparison on one has stopped"):  # of the command `false`
-        tasks.compare_tasks(tmp_path, ["one.py"], [])
+        tasks.compare_tasks(tmp_path, ["one.py"], [], None)
 
 
 @pytest.mark.parametrize("share", [None, float("nan"), ...])
