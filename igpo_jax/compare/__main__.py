@@ -38,6 +38,7 @@ from igpo_jax.compare.arms import (
     parse_arms,
     parse_seeds,
     path_of,
+    quick_values,
     require_finished,
     require_own_logs,
     run_name,
@@ -61,20 +62,18 @@ SEEDS = flags.DEFINE_string("seeds", None, "Of supervised stages, FIRST..LAST or
 OUTPUT = flags.DEFINE_string(
     "output", None, "The folder to write; by default runs/compare-CONFIG, with --tasks runs/compare-tasks."
 )
-RL_SEEDS = flags.DEFINE_integer("rl_seeds", 1, "Runs of each arm from each supervised stage.", lower_bound=1)
+RL_SEEDS = flags.DEFINE_integer("rl_seeds", 1, "Runs of each arm from each supervised stage.", lower_bound=1, upper_bound=100)
 TASKS = flags.DEFINE_list("tasks", [], "Further configurations to compare on; one page shows all of them.")
-JOBS = flags.DEFINE_integer("jobs", 1, "Concurrent runs.", lower_bound=1)
+JOBS = flags.DEFINE_integer("jobs", 1, "Concurrent runs.", lower_bound=1, upper_bound=1000)
 QUICK = flags.DEFINE_boolean("quick", False, "Few iterations and seeds.")
 
 STARTING = threading.Lock()  # held while a process is added to the set of running processes or removed from it
 
 
 def main(_) -> None:
-    config, overrides = CONFIG.value, []
-    if QUICK.value:
-        few = {"sft.updates": min(1500, config.sft.updates), "rl.iterations": min(10, config.rl.iterations)}
-        overrides = [f"--config.{key}={value}" for key, value in few.items()]
-    overrides += config_overrides(sys.argv[1:])  # the last one wins
+    config, given = CONFIG.value, config_overrides(sys.argv[1:])
+    few = quick_values(config, given) if QUICK.value else {}
+    overrides = [*(f"--config.{key}={value}" for key, value in few.items()), *given]
     flag: Any = flags.FLAGS["config"]
     file = flag.config_filename
     name = pathlib.Path(file.partition(":")[0]).stem
@@ -178,7 +177,8 @@ def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: li
     require_same_identity(run.with_suffix(".json"), own, f"arm {arm}", [run])
     if (run / "result.json").is_file():
         requested = CONFIG.value.copy_and_resolve_references()
-        requested.update_from_flattened_dict({"seed": seed} | own)
+        few = quick_values(requested, config_overrides(sys.argv[1:])) if QUICK.value else {}
+        requested.update_from_flattened_dict(few | {"seed": seed} | own)
         return require_finished(run, requested)
     if not run.exists():
         create_run_folder(run)

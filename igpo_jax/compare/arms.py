@@ -13,12 +13,13 @@ from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
 from igpo_jax.run.experiment import as_begun, keys_of_other_run
-from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.checks import MOST_SEED, require
 from igpo_jax.runtime.files import read_json, require_same_identity, require_stored
 from igpo_jax.runtime.progress import duration
 
 Overrides = dict[str, Any]
 Run = tuple[int, str, int]  # seed of the supervised stage, arm, RL seed
+MOST_SEEDS = 1000  # of supervised stages, far more than a comparison needs
 SUPERVISED = "supervised"  # in place of an arm: the supervised stage itself
 
 NO_HINTS: Overrides = {"inpainting.enabled": False}
@@ -226,15 +227,29 @@ def parse_arms(names: str) -> list[str]:
 
 def parse_seeds(text: str) -> list[int]:
     """Returns the seeds in a text such as `0..4` (the seeds 0 to 4) or `0,3,7`. Raises ValueError if the text has another form,
-    or if a seed is negative or repeated."""
+    if a seed is repeated or outside of the range from 0 to `MOST_SEED`, or if there are more than `MOST_SEEDS`."""
     first, dots, last = text.partition("..")
     try:
-        seeds = list(range(int(first), int(last) + 1)) if dots else [int(seed) for seed in text.split(",")]
+        seeds = [int(seed) for seed in ([first, last] if dots else text.split(","))]
+        if dots:  # no list of all seeds if they are too many
+            seeds = list(range(seeds[0], min(seeds[1], seeds[0] + MOST_SEEDS) + 1))
     except ValueError:
         seeds = []
     if not seeds or min(seeds) < 0 or len(seeds) != len(set(seeds)):
         raise ValueError(f"--seeds={text} is neither FIRST..LAST nor a list of different numbers")
+    require(
+        max(seeds) <= MOST_SEED and len(seeds) <= MOST_SEEDS,
+        f"--seeds={text}: {MOST_SEEDS} seeds up to {MOST_SEED} are possible",
+    )
     return seeds
+
+
+def quick_values(config: ConfigDict, given: Sequence[str]) -> Overrides:
+    """Returns the configuration overrides of --quick, without those keys that the command line sets, too. `given` are the
+    overrides of the command line, such as "--config.rl.iterations=20"."""
+    few = {"sft.updates": min(1500, config.sft.updates), "rl.iterations": min(10, config.rl.iterations)}
+    own = {override.partition("=")[0] for override in given}
+    return {key: value for key, value in few.items() if f"--config.{key}" not in own}
 
 
 def check_arms(config: ConfigDict, arms: list[str], overrides: list[str]) -> None:
@@ -290,7 +305,10 @@ def require_own_logs(folder: pathlib.Path, runs: Sequence[Run]) -> None:
     would append to it."""
     for path in (path_of(folder, *run) for run in runs):
         begun, log = path.exists() or path.with_suffix(".json").exists(), path.with_suffix(".log")
-        require(begun or not log.exists(), f"{log} is of no run, and a run would append to it; give another --output")
+        require(
+            begun or not log.exists(),
+            f"{log} is of no run, and a run would append to it; move it away, or give another --output",
+        )
 
 
 def time_left(runs: Sequence[Run], seconds: Mapping[Run, float | None], jobs: int) -> str:

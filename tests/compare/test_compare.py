@@ -25,11 +25,14 @@ from igpo_jax.compare.arms import (
     check_arms,
     create_run_folder,
     last_error,
+    overrides_of,
     parse_arms,
     parse_seeds,
+    quick_values,
     require_own_logs,
     time_left,
 )
+from igpo_jax.config import fingerprint, to_json
 from igpo_jax.runtime.files import atomic_write
 
 PROBLEMS, EVERY = 30, 2  # one evaluation every two rollouts
@@ -408,10 +411,44 @@ def test_seeds(text, seeds):
     assert parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "4..1", "a", "0..x", "1,1", "-1..1"])
+@pytest.mark.parametrize("text", ["", "4..1", "a", "0..x", "1,1", "-1..1", "0,1..3"])
 def test_other_seeds_are_refused(text):
-    with pytest.raises(ValueError, match="--seeds="):
+    with pytest.raises(ValueError, match="--seeds=.* is neither FIRST..LAST nor a list of different numbers"):
         parse_seeds(text)
+
+
+@pytest.mark.parametrize("text", [f"0..{10**12}", f"0..{10**30}", "0..1000", "4294967296", "4294967290..4294967296"])
+def test_too_many_and_too_large_seeds_are_refused_before_there_is_a_list_of_them(text):
+    assert len(parse_seeds("5..1004")) == 1000
+    with pytest.raises(ValueError, match=f"^--seeds={re.escape(text)}: 1000 seeds up to 4294967295 are possible$"):
+        parse_seeds(text)
+
+
+def test_a_quick_trial_has_few_iterations_but_those_of_the_command_line():
+    config = runpy.run_path("configs/arithmetic.py")["get_config"]()
+    config.sft.updates, config.rl.iterations = 20_000, 100
+    assert quick_values(config, []) == {"sft.updates": 1500, "rl.iterations": 10}
+    assert quick_values(config, ["--config.rl.iterations=100", "--config.rl.iterations_=3"]) == {"sft.updates": 1500}
+    config.rl.iterations = 3
+    assert quick_values(config, ["--config.sft.updates=20000"]) == {"rl.iterations": 3}
+
+
+@pytest.mark.slow
+def test_the_finished_runs_of_a_quick_trial_are_not_those_of_other_arms(tmp_path):
+    config = runpy.run_path("configs/arithmetic.py")["get_config"]()
+    command = ["compare", "--config=arithmetic.py", "--arms=grpo", "--seeds=0", "--quick", f"--output={tmp_path}"]
+    for name, own in (("supervised", {"rl.iterations": 0}), ("grpo", overrides_of("grpo", config))):
+        run = config.copy_and_resolve_references()
+        run.update_from_flattened_dict(quick_values(config, []) | own)
+        folder = tmp_path / "seed-0" / name
+        folder.mkdir(parents=True)
+        folder.with_suffix(".json").write_text(json.dumps(own))
+        (folder / "config.json").write_text(json.dumps(to_json(run)))
+        (folder / "result.json").write_text(json.dumps({"seed": 0, "fingerprint": fingerprint(run)}))
+    done = commands.run(*command)
+    assert done.returncode == 1 and "grpo/result.json has no versions" in done.stderr  # only the numbers are missing
+    done = commands.run(*command[:-2], f"--output={tmp_path}")
+    assert done.returncode == 1 and "another comparison" in done.stderr
 
 
 def test_arms():
