@@ -20,6 +20,7 @@ from igpo_jax.runtime.progress import duration
 Overrides = dict[str, Any]
 Run = tuple[int, str, int]  # seed of the supervised stage, arm, RL seed
 MOST_SEEDS = 1000  # of supervised stages, far more than a comparison needs
+MOST_READ = 1 << 16  # bytes at the end of a run's log
 SUPERVISED = "supervised"  # in place of an arm: the supervised stage itself
 
 NO_HINTS: Overrides = {"inpainting.enabled": False}
@@ -207,8 +208,11 @@ def _copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
 
 
 def last_error(log: pathlib.Path, begin: int) -> str:
-    """Returns the last line that begins with "error: " in a log after its first `begin` bytes, or the last line if none does."""
-    lines = [line.strip() for line in log.read_bytes()[begin:].decode("utf-8", "replace").splitlines() if line.strip()]
+    """Returns the last line that begins with "error: " in a log after its first `begin` bytes, or the last line if none does.
+    Only reads the end of the log, because a reward function may have printed gigabytes."""
+    with log.open("rb") as opened:
+        opened.seek(max(begin, log.stat().st_size - MOST_READ))
+        lines = [line.strip() for line in opened.read().decode("utf-8", "replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or ["it wrote nothing"])[-1][:500]
 

@@ -109,6 +109,7 @@ def main(_):
 
 @distributed.ending_at_once()
 def evaluate_model() -> None:
+    """Evaluates the model that the flags name, and prints the results on process 0."""
     # With --json, only the results go to stdout. The functions of a task may print.
     with contextlib.redirect_stdout(sys.stderr if JSON.value else sys.stdout):
         lines = lines_of_evaluation()

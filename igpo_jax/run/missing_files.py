@@ -148,7 +148,7 @@ def check_result(workdir: pathlib.Path, newest: Any, step: int) -> None:
 
 
 def discard_result(workdir: pathlib.Path) -> None:
-    """Removes the result.json of a run that trains further. It would no longer describe the logs, and launchers and reports
-    would take the run for finished."""
+    """Removes the result.json of a run that trains further, also from the bucket if the run's folder is in one. It would no
+    longer describe the logs, and launchers and reports would take the run for finished."""
     for folder in (workdir, path_of(address_of(workdir))):
         (folder / "result.json").unlink(missing_ok=True)

@@ -529,6 +529,10 @@ def test_the_reason_why_a_run_has_stopped_is_in_the_part_of_the_log_that_it_wrot
     earlier = b"error: of an earlier command\n"
     (tmp_path / "a.log").write_bytes(earlier + added)
     assert last_error(tmp_path / "a.log", len(earlier)) == reason
+    with (tmp_path / "a.log").open("ab") as log:
+        log.truncate(1 << 34)  # a hole, as if the run had written 16 GiB
+        log.write(b"\nerror: at last\n")
+    assert last_error(tmp_path / "a.log", len(earlier)) == "at last"
 
 
 def test_the_time_that_is_left_is_that_of_the_runs_of_each_kind():
