@@ -62,7 +62,8 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
         require(valid, f"{folder / 'metrics.jsonl'}: step {row['step']} has {ALL_WRONG_METRIC}={share}, which is no share")
     _require_whole(folder, rollouts, verdicts, result)
     for step, stage in lost_verdicts(rows, verdicts):
-        require(stage != "rl", f"{folder / 'evaluations.jsonl'} has lost the evaluation at step {step}; restore the whole file")
+        lost = f"{folder / 'evaluations.jsonl'} has lost the evaluation at step {step}"
+        require(stage != "rl", f"{lost}; restore the whole file, or remove the run's folder to train it again")
     with wrap_read_errors(folder):
         verdicts = [row for row in verdicts if row["stage"] == "rl"]
         steps, evaluated = (np.array([row["step"] for row in each], np.int64) for each in (rollouts, verdicts))
