@@ -64,8 +64,8 @@ def main(_):
 
 
 def train_and_report(experiment: Experiment) -> list[str]:
-    """Trains the model of a run, and writes the results and the report of the run. Returns lines with the main numbers, or [] if
-    this is not process 0. Ends the process if a signal or an error stops the training."""
+    """Trains the model of a run, and writes the results and the report of the run. Returns lines with the main numbers, or []
+    if this is not process 0. Ends the process if a signal or an error stops the training."""
     cache_compiled_programs()
     if jax.process_index() == 0:
         print(escape_controls("\n".join(first_lines(experiment))), flush=True)

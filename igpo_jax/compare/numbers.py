@@ -310,8 +310,8 @@ def compare_runs(
 ) -> dict[str, Any]:
     """Returns the contents of comparison.json. `folder` has `rl_seeds` runs for each arm and each seed of the supervised stage.
     `quick` is true if the runs had few iterations (--quick). Raises ValueError if a run is not finished, if its files cannot be
-    read, if the runs of a stage were evaluated on different test problems, or if runs whose arms have the same task were trained
-    on different problems."""
+    read, if the runs of a stage were evaluated on different test problems, or if runs whose arms have the same task were
+    trained on different problems."""
 
     def of_stage(seed: int, arm: str) -> list[RunNumbers]:
         return [read_run_numbers(folder / f"seed-{seed}" / run_name(arm, rl_seed)) for rl_seed in range(rl_seeds)]

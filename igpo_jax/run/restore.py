@@ -59,9 +59,9 @@ def restore_run(
 ) -> Restored:
     """Loads the newest checkpoint of one stage of a run, with the run's configuration and tokenizer. `stage` is "sft" or "rl".
     By default, it is "rl" if the RL stage has a checkpoint, otherwise "sft". A stage with a step, such as "rl-40", selects the
-    checkpoint of this step instead of the newest one. Warns of checkpoints whose folders have been renamed, so that they are not
-    found. The run's training and test data are not needed. If `quantized` is False,
-    the frozen weights are loaded without quantization, even if the run quantized them (model.base_dtype).
+    checkpoint of this step instead of the newest one. Warns of checkpoints whose folders have been renamed, so that they are
+    not found. The run's training and test data are not needed. If `quantized` is False, the frozen weights are loaded without
+    quantization, even if the run quantized them (model.base_dtype).
 
     Raises ValueError if there is no run or no readable checkpoint, if the folder model.path is missing, if the run's task is
     neither part of this package nor listed in `trust`, or if a parameter is NaN or infinite. If `allow_nonfinite` is True, NaN

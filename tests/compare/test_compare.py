@@ -365,7 +365,8 @@ def test_a_log_of_no_run_is_named(tmp_path):
     log = tmp_path / "seed-1" / "grpo-1.log"
     log.parent.mkdir()
     log.write_text("mine")
-    with pytest.raises(ValueError, match=f"^{log} is of no run, and a run would append to it; move it away, or give another --output$"):
+    message = f"^{log} is of no run, and a run would append to it; move it away, or give another --output$"
+    with pytest.raises(ValueError, match=message):
         require_own_logs(tmp_path, [(1, "grpo", 0), (1, "grpo", 1)])
     log.with_suffix(".json").write_text("{}")  # of a run whose folder was deleted, so that it begins again
     require_own_logs(tmp_path, [(1, "grpo", 1)])
