@@ -38,7 +38,7 @@ from igpo_jax.run.bucket_runs import is_run
 from igpo_jax.run.layout import Load, mesh_for_sampling
 from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.buckets import require_model
-from igpo_jax.runtime.checks import MOST_TOKENS, require, require_seed
+from igpo_jax.runtime.checks import MOST_TOKENS, require, require_draws, require_seed
 from igpo_jax.runtime.chips import BFLOAT16_MAJOR, cuda_major
 from igpo_jax.runtime.host import prepare_accelerators
 from igpo_jax.runtime.mesh import batch_size_divisor, make_mesh, shard_batch, to_host
@@ -190,10 +190,10 @@ class DiffusionLM:
         """Estimates a lower bound on log p(completion | prompt) (docs/method.md section 14). Makes `draws` masked copies of the
         completion, which has l tokens. In each copy, k random tokens are masked, and the values of k are spread evenly over
         1..l. The estimate is the mean over the copies of `l / k * (sum of the log-probabilities of the masked tokens)`. If the
-        completion has only one token, the result is the exact log-probability. Raises ValueError if the completion is empty, if
-        `draws` is less than 1, or if the seed is not in the range that `require_seed` allows."""
+        completion has only one token, the result is the exact log-probability. Raises ValueError if the completion is empty, or
+        if `draws` or the seed is not in the range that `require_draws` or `require_seed` allows."""
         require_seed(seed)
-        require(draws >= 1, f"draws={draws} must be at least 1")
+        require_draws(draws)
         ids, answer = self._not_empty(self.encode(prompt, chat)), np.array(self.encode(completion), np.int32)
         require(answer.size, "an empty completion has no likelihood to estimate")
         self._warn_of_no_text([[*ids, *answer.tolist()]])

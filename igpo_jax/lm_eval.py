@@ -25,7 +25,7 @@ from igpo_jax.cli import run_command
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.runtime import host
 from igpo_jax.runtime.buckets import require_model
-from igpo_jax.runtime.checks import present, require, require_seed
+from igpo_jax.runtime.checks import present, require, require_draws, require_seed
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.installation import install_command
 from igpo_jax.runtime.mesh import batch_size_divisor
@@ -79,7 +79,7 @@ class DiffusionHarnessModel(LM):
             wrong = f"--model_args: {name}={value!r} is not of the type {getattr(kind, '__name__', kind)}"
             require(isinstance(value, kind), wrong)
         self._draws, self._seed = options.get("draws", 128), options.get("seed", 0)
-        require(self._draws >= 1, f"--model_args: draws={self._draws} must be at least 1")
+        require_draws(self._draws, "--model_args: draws")
         require_seed(self._seed, "--model_args: seed")
         self._decoding = {name: value for name, value in options.items() if name in DECODING}
         loading = {name: value for name, value in options.items() if name in LOADING}

@@ -108,8 +108,8 @@ def _require_quick(file: pathlib.Path, model: Any) -> None:
 
 
 def _require_prefixes(file: pathlib.Path, model: Any) -> None:
-    """Raises ValueError if the model of a tokenizer.json has a prefix for pieces inside of words, and the second part of a merge
-    lacks it. The library would panic. Does not check fields of a wrong type, because the library checks them."""
+    """Raises ValueError if the model of a tokenizer.json has a prefix for pieces inside of words, and the second part of a
+    merge lacks it. The library would panic. Does not check fields of a wrong type, because the library checks them."""
     fields = model if isinstance(model, dict) else {}
     prefix, merges = fields.get("continuing_subword_prefix"), fields.get("merges")
     if not (prefix and isinstance(prefix, str) and isinstance(merges, list)):

@@ -39,7 +39,7 @@ MEMORY_KEYS = (
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder, which may be gs://BUCKET/RUN; runs/<config> by default.")
 JSON = define_json()
 ACCEPT_LOSS = flags.DEFINE_bool(
-    "accept_loss", False, "Continue a run although lines of its logs, or all checkpoints of its last stage, are missing."
+    "accept_loss", False, "Continue a run although lines of its logs, or the newest checkpoints of its last stage, are missing."
 )
 
 
@@ -64,8 +64,8 @@ def main(_):
 
 
 def train_and_report(experiment: Experiment) -> list[str]:
-    """Trains the model of a run, and writes the results and the report of the run. Returns lines with the main numbers, or [] if
-    this is not process 0. Ends the process if a signal or an error stops the training."""
+    """Trains the model of a run, and writes the results and the report of the run. Returns lines with the main numbers, or []
+    if this is not process 0. Ends the process if a signal or an error stops the training."""
     cache_compiled_programs()
     if jax.process_index() == 0:
         print(escape_controls("\n".join(first_lines(experiment))), flush=True)

@@ -253,6 +253,7 @@ def test_score_approaches_the_mean_over_all_maskings_within_its_error(model):
     (lambda m: m.score("x", "42", seed=2**70), r"^seed=1180591620717411303424 must be within"),
     (lambda m: m.score("x", "42", draws=0), "^draws=0 must be at least 1$"),
     (lambda m: m.score("x", "4", draws=-1), "^draws=-1 must be at least 1$"),
+    (lambda m: m.score("x", "42", draws=10**12), "^draws=1000000000000 must be at most 65536$"),
 ])  # fmt: skip
 def test_impossible_calls_are_refused(call, message, model):
     with pytest.raises(ValueError, match=message):

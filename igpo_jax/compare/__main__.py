@@ -63,12 +63,12 @@ SEEDS = flags.DEFINE_string("seeds", None, "Of supervised stages, FIRST..LAST or
 OUTPUT = flags.DEFINE_string(
     "output", None, "The folder to write; by default runs/compare-CONFIG, with --tasks runs/compare-tasks."
 )
-RL_SEEDS = flags.DEFINE_integer("rl_seeds", 1, "Runs of each arm from each supervised stage.", lower_bound=1)
+RL_SEEDS = flags.DEFINE_integer("rl_seeds", 1, "Runs of each arm from each supervised stage.", lower_bound=1, upper_bound=100)
 TASKS = flags.DEFINE_list("tasks", [], "Further configurations to compare on; one page shows all of them.")
 STAGES = flags.DEFINE_string(
     "stages", None, "A folder of model folders seed-N, the results of supervised stages; with --tasks, of TASK/seed-N."
 )
-JOBS = flags.DEFINE_integer("jobs", 1, "Concurrent runs.", lower_bound=1)
+JOBS = flags.DEFINE_integer("jobs", 1, "Concurrent runs.", lower_bound=1, upper_bound=1000)
 QUICK = flags.DEFINE_boolean("quick", False, "Few iterations and seeds.")
 
 STARTING = threading.Lock()  # held while a process is added to the set of running processes or removed from it

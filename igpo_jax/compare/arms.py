@@ -13,12 +13,14 @@ from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
 from igpo_jax.run.experiment import as_begun, keys_of_other_run
-from igpo_jax.runtime.checks import require
+from igpo_jax.runtime.checks import MOST_SEED, require
 from igpo_jax.runtime.files import read_json, require_same_identity, require_stored
 from igpo_jax.runtime.progress import duration
 
 Overrides = dict[str, Any]
 Run = tuple[int, str, int]  # seed of the supervised stage, arm, RL seed
+MOST_SEEDS = 1000  # of supervised stages, far more than a comparison needs
+MOST_READ = 1 << 16  # bytes at the end of a run's log
 SUPERVISED = "supervised"  # in place of an arm: the supervised stage itself
 
 NO_HINTS: Overrides = {"inpainting.enabled": False}
@@ -173,14 +175,14 @@ def overrides_of(arm: str, config: ConfigDict) -> Overrides:
     return {key: length if value == LENGTH else value for key, value in ARMS[arm].overrides.items()}
 
 
-def own_settings(config: ConfigDict, given: list[str], quick: bool, has_stages: bool) -> Overrides:
-    """Returns the settings that --quick and --stages add to a configuration. Those that the command gives (`given`) win over
-    --quick. With the supervised stages of --stages, there is nothing to train before the arms."""
+def own_settings(config: ConfigDict, given: Sequence[str], quick: bool, has_stages: bool) -> Overrides:
+    """Returns the configuration overrides of --quick (`quick`) and --stages (`has_stages`). `given` are the overrides of the
+    command line, such as "--config.rl.iterations=20". Their values win over those of --quick. With trained supervised stages,
+    there is nothing to train before the arms."""
     few = {"sft.updates": min(1500, config.sft.updates), "rl.iterations": min(10, config.rl.iterations)} if quick else {}
-    keys = {override.removeprefix("--config.").partition("=")[0] for override in given}
-    return {key: value for key, value in few.items() if key not in keys} | (
-        {"sft.updates": 0, "sft.epochs": 0} if has_stages else {}
-    )
+    keys = {override.partition("=")[0] for override in given}
+    few = {key: value for key, value in few.items() if f"--config.{key}" not in keys}
+    return few | ({"sft.updates": 0, "sft.epochs": 0} if has_stages else {})
 
 
 def run_name(arm: str, rl_seed: int) -> str:
@@ -216,8 +218,11 @@ def _copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
 
 
 def last_error(log: pathlib.Path, begin: int) -> str:
-    """Returns the last line that begins with "error: " in a log after its first `begin` bytes, or the last line if none does."""
-    lines = [line.strip() for line in log.read_bytes()[begin:].decode("utf-8", "replace").splitlines() if line.strip()]
+    """Returns the last line that begins with "error: " in a log after its first `begin` bytes, or the last line if none does.
+    Only reads the end of the log, because a reward function may have printed gigabytes."""
+    with log.open("rb") as opened:
+        opened.seek(max(begin, log.stat().st_size - MOST_READ))
+        lines = [line.strip() for line in opened.read().decode("utf-8", "replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or ["it wrote nothing"])[-1][:500]
 
@@ -236,14 +241,20 @@ def parse_arms(names: str) -> list[str]:
 
 def parse_seeds(text: str) -> list[int]:
     """Returns the seeds in a text such as `0..4` (the seeds 0 to 4) or `0,3,7`. Raises ValueError if the text has another form,
-    or if a seed is negative or repeated."""
+    if a seed is repeated or outside of the range from 0 to `MOST_SEED`, or if there are more than `MOST_SEEDS`."""
     first, dots, last = text.partition("..")
     try:
-        seeds = list(range(int(first), int(last) + 1)) if dots else [int(seed) for seed in text.split(",")]
+        seeds = [int(seed) for seed in ([first, last] if dots else text.split(","))]
+        if dots:  # no list of all seeds if they are too many
+            seeds = list(range(seeds[0], min(seeds[1], seeds[0] + MOST_SEEDS) + 1))
     except ValueError:
         seeds = []
     if not seeds or min(seeds) < 0 or len(seeds) != len(set(seeds)):
         raise ValueError(f"--seeds={text} is neither FIRST..LAST nor a list of different numbers")
+    require(
+        max(seeds) <= MOST_SEED and len(seeds) <= MOST_SEEDS,
+        f"--seeds={text}: {MOST_SEEDS} seeds up to {MOST_SEED} are possible",
+    )
     return seeds
 
 
@@ -300,7 +311,10 @@ def require_own_logs(folder: pathlib.Path, runs: Sequence[Run]) -> None:
     would append to it."""
     for path in (path_of(folder, *run) for run in runs):
         begun, log = path.exists() or path.with_suffix(".json").exists(), path.with_suffix(".log")
-        require(begun or not log.exists(), f"{log} is of no run, and a run would append to it; give another --output")
+        require(
+            begun or not log.exists(),
+            f"{log} is of no run, and a run would append to it; move it away, or give another --output",
+        )
 
 
 def time_left(runs: Sequence[Run], seconds: Mapping[Run, float | None], jobs: int) -> str:

@@ -62,7 +62,8 @@ def read_run_numbers(folder: pathlib.Path) -> RunNumbers:
         require(valid, f"{folder / 'metrics.jsonl'}: step {row['step']} has {ALL_WRONG_METRIC}={share}, which is no share")
     _require_whole(folder, rollouts, verdicts, result)
     for step, stage in lost_verdicts(rows, verdicts):
-        require(stage != "rl", f"{folder / 'evaluations.jsonl'} has lost the evaluation at step {step}; restore the whole file")
+        lost = f"{folder / 'evaluations.jsonl'} has lost the evaluation at step {step}"
+        require(stage != "rl", f"{lost}; restore the whole file, or remove the run's folder to train it again")
     with wrap_read_errors(folder):
         verdicts = [row for row in verdicts if row["stage"] == "rl"]
         steps, evaluated = (np.array([row["step"] for row in each], np.int64) for each in (rollouts, verdicts))
@@ -309,8 +310,8 @@ def compare_runs(
 ) -> dict[str, Any]:
     """Returns the contents of comparison.json. `folder` has `rl_seeds` runs for each arm and each seed of the supervised stage.
     `quick` is true if the runs had few iterations (--quick). Raises ValueError if a run is not finished, if its files cannot be
-    read, or if the runs of a stage were evaluated on different test problems, or trained on different problems although their
-    arms do not differ in this."""
+    read, if the runs of a stage were evaluated on different test problems, or if runs whose arms have the same task were
+    trained on different problems."""
 
     def of_stage(seed: int, arm: str) -> list[RunNumbers]:
         return [read_run_numbers(folder / f"seed-{seed}" / run_name(arm, rl_seed)) for rl_seed in range(rl_seeds)]

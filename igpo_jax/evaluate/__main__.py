@@ -109,15 +109,16 @@ def main(_):
 
 @distributed.ending_at_once()
 def evaluate_model() -> None:
+    """Evaluates the model that the flags name, and prints the results on process 0."""
     # With --json, only the results go to stdout. The functions of a task may print.
     with contextlib.redirect_stdout(sys.stderr if JSON.value else sys.stdout):
-        lines = evaluated_model()
+        lines = lines_of_evaluation()
     if jax.process_index() == 0:
         print(escape_controls(with_addresses("\n".join(lines))))
 
 
-def evaluated_model() -> list[str]:
-    """Evaluates the model that the flags name, and returns lines with the results."""
+def lines_of_evaluation() -> list[str]:
+    """Evaluates the model that the flags name, and returns lines with the results, or [] if this is not process 0."""
     distributed.initialize()
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
     try:
@@ -145,6 +146,8 @@ def evaluated_model() -> list[str]:
         if jax.process_count() > 1 or not (shortage or isinstance(error, ValueError | OSError)):
             raise  # ends this process at once, because other processes may not have noticed the error
         sys.exit(f"error: {shortage or error}")
+    if jax.process_index() != 0:  # whose card has no numbers
+        return []
     return [json.dumps(card, indent=2)] if JSON.value else [*card_lines(card), f"all numbers: {folder / 'card.json'}"]
 
 

@@ -79,7 +79,8 @@ def regrade(path: pathlib.Path, rule: str | None, benchmarks: Sequence[str], out
 
 
 def require_finished(file: pathlib.Path) -> None:
-    """Raises ValueError if `file` belongs to an evaluation, whose protocol.json is beside it, and lines are missing or invalid."""
+    """Raises ValueError if `file` belongs to an evaluation, whose protocol.json is beside it, and lines are missing or
+    invalid."""
     protocol = file.parent / "protocol.json"
     if protocol.is_file():
         with wrap_read_errors(protocol):

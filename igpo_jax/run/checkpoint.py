@@ -132,8 +132,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         accuracy: float | None = None,
         unlogged: Sequence = (),
     ) -> None:
-        """Waits until the previous save is finished, then starts to save the given state asynchronously. Raises an
-        error if there is a checkpoint of this step.
+        """Waits until the previous save is finished, then starts to save the given state asynchronously. Raises an error
+        if there is a checkpoint of this step.
 
         Args:
             solution_bank: the model's own solutions, equal on every process. The array must not be modified after the call.

@@ -108,13 +108,20 @@ def steps_in(folder: pathlib.Path) -> list[int]:
     return sorted(int(name) for name in names_in(folder) if is_step(name) and COMMITTED in names_in(folder / name))
 
 
+def misnamed(folder: Any) -> list[Any]:
+    """Returns the files and subfolders in a folder of checkpoints whose names are numbers, but not those of steps, such as
+    02."""
+    names = [path.name for path in folder.glob("*")] if isinstance(folder, pathlib.Path) else names_in(folder)
+    return [folder / name for name in sorted(names) if name.isnumeric() and not is_step(name)]
+
+
 def check_names(folder: pathlib.Path) -> None:
-    """Raises ValueError if the name of a file or subfolder in a folder of checkpoints is a number that cannot be a step. Orbax
-    would fail at such a name. Also raises ValueError if the metadata of a checkpoint is no file, or has more than
-    `MOST_METADATA`. When Orbax opens the folder, it reads the metadata of all checkpoints, and would wait for a named pipe."""
+    """Raises ValueError if there is a misnamed checkpoint in a folder, because Orbax would fail at its name. Also raises
+    ValueError if the metadata of a checkpoint is no file, or has more than `MOST_METADATA`. When Orbax opens the folder, it
+    reads the metadata of all checkpoints, and would wait for a named pipe."""
+    for path in misnamed(folder):
+        raise ValueError(f"{path}: {path.name[:50]} is not the step of a checkpoint; move it away")
     for path in folder.glob("*"):
-        foreign = path.name.isnumeric() and not is_step(path.name)
-        require(not foreign, f"{path}: {path.name[:50]} is not the step of a checkpoint; move it away")
         about = path / METADATA
         small = about.is_file() and about.stat().st_size <= MOST_METADATA
         require(small or not about.exists(), f"{about} is no file of at most {MOST_METADATA >> 10} KiB; move {path} away")

@@ -1,5 +1,5 @@
-"""Writes TensorBoard events. tensorboardX formats them, but its writer is not used: it writes in a thread, and if the disk is full,
-the thread ends, and the training then waits for it forever."""
+"""Writes TensorBoard events. tensorboardX formats them, but its writer is not used. This writer runs in a thread, which ends if
+the disk is full, and the training would then wait for it forever."""
 
 import contextlib
 import itertools

@@ -70,7 +70,7 @@ class Experiment:
     test_data: ProblemSet
     pool: RewardPool
     benchmarks: dict[str, Benchmark] = dataclasses.field(default_factory=dict)  # in addition to `test_data`
-    accept_loss: bool = False  # continue even if lines of the logs, or all checkpoints of a stage, are missing
+    accept_loss: bool = False  # continue even if lines of the logs or the newest checkpoints are missing
     upload: Callable[[], None] = lambda: None  # uploads changed files if the run's folder is in a bucket
 
     @property

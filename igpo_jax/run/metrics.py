@@ -151,8 +151,8 @@ class MetricsWriter(contextlib.AbstractContextManager):
             self._sums[name] = _extended(self._sums[name], content)
 
     def _require_place(self) -> None:
-        """Raises ValueError if a log has been moved or deleted, such as with the whole folder. Otherwise, this process would go on
-        with these logs, and with checkpoints in a new folder of the old name."""
+        """Raises ValueError if a log has been moved or deleted, such as with the whole folder. Otherwise, this process would go
+        on with these logs, and with checkpoints in a new folder of the old name."""
         for name, file in self._files.items():
             path = self._workdir / name
             same = path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))

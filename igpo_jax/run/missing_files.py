@@ -64,9 +64,9 @@ def check_logs(workdir: pathlib.Path, checkpoint: pathlib.Path) -> None:
 
 
 def check_finished_logs(workdir: pathlib.Path) -> None:
-    """Raises ValueError if lines that a log had when the run finished are missing or have changed. The result.json of a finished
-    run contains the size and the CRC-32 of each log. If it was written by an earlier version of this package, it does not
-    contain them, so the logs are compared with the newest checkpoint. If the run is not finished, checks nothing."""
+    """Raises ValueError if lines that a log had when the run finished are missing or have changed. The result.json of a
+    finished run contains the size and the CRC-32 of each log. If it was written by an earlier version of this package, it does
+    not contain them, so the logs are compared with the newest checkpoint. If the run is not finished, checks nothing."""
     result = workdir / "result.json"
     if not result.is_file():
         return
@@ -138,8 +138,8 @@ def check_stage(workdir: pathlib.Path, config: Config, stage: str, done: int | N
 
 
 def check_result(workdir: pathlib.Path, newest: Any, step: int) -> None:
-    """Raises ValueError if the run finished with a later update than `step`, that of its newest checkpoint `newest`. If training
-    continued from this checkpoint, it would cut the logs and replace the results of a finished run."""
+    """Raises ValueError if the run finished with a later update than `step`, that of its newest checkpoint `newest`. If
+    training continued from this checkpoint, it would cut the logs and replace the results of a finished run."""
     file = workdir / "result.json"
     updates = read_json(file).get("updates", 0) if file.is_file() else 0
     later = type(updates) is int and updates > step
@@ -148,7 +148,7 @@ def check_result(workdir: pathlib.Path, newest: Any, step: int) -> None:
 
 
 def discard_result(workdir: pathlib.Path) -> None:
-    """Removes the result.json of a run that trains further. It would no longer describe the logs, and launchers and reports
-    would take the run for finished."""
+    """Removes the result.json of a run that trains further, also from the bucket if the run's folder is in one. It would no
+    longer describe the logs, and launchers and reports would take the run for finished."""
     for folder in (workdir, path_of(address_of(workdir))):
         (folder / "result.json").unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Loads a checkpoint of a run for generation, evaluation and export."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Collection
 
@@ -15,7 +16,7 @@ from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.run.bucket_runs import checkpoints_of, run_folder
 from igpo_jax.run.checkpoint import Checkpoints
-from igpo_jax.run.checkpoint_integrity import steps_in
+from igpo_jax.run.checkpoint_integrity import misnamed, steps_in
 from igpo_jax.run.experiment import as_begun, read_run_config, run_tokenizer
 from igpo_jax.run.layout import row_lengths
 from igpo_jax.runtime.buckets import is_folder
@@ -26,6 +27,8 @@ from igpo_jax.training.policy import Policy
 from igpo_jax.weights.digest import network_digest
 from igpo_jax.weights.finite import check_finite
 from igpo_jax.weights.folders import load_params
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +59,9 @@ def restore_run(
 ) -> Restored:
     """Loads the newest checkpoint of one stage of a run, with the run's configuration and tokenizer. `stage` is "sft" or "rl".
     By default, it is "rl" if the RL stage has a checkpoint, otherwise "sft". A stage with a step, such as "rl-40", selects the
-    checkpoint of this step instead of the newest one. The run's training and test data are not needed. If `quantized` is False,
-    the frozen weights are loaded without quantization, even if the run quantized them (model.base_dtype).
+    checkpoint of this step instead of the newest one. Warns of checkpoints whose folders have been renamed, so that they are
+    not found. The run's training and test data are not needed. If `quantized` is False, the frozen weights are loaded without
+    quantization, even if the run quantized them (model.base_dtype).
 
     Raises ValueError if there is no run or no readable checkpoint, if the folder model.path is missing, if the run's task is
     neither part of this package nor listed in `trust`, or if a parameter is NaN or infinite. If `allow_nonfinite` is True, NaN
@@ -79,6 +83,10 @@ def restore_run(
     # A stage that has begun may not have a checkpoint yet.
     saved = [name for name in ("sft", "rl") if steps_in(checkpoints_of(workdir) / name)]
     given = stage or (saved[-1] if saved else "sft")
+    for name in ("sft", "rl"):
+        for path in misnamed(checkpoints_of(workdir) / name) if not stage or stage.startswith(name) else ():
+            reason = "is not the step of a checkpoint; rename it to its step, or move it away"
+            log.warning("checkpoint %s cannot be read: %s %s", path, path.name[:50], reason)
     stage, dash, number = given.partition("-")
     valid = stage in ("sft", "rl") and number.isdecimal() == bool(dash)
     require(valid, f"stage={given!r} is neither sft nor rl, nor one of them with a step, such as rl-40")

@@ -16,6 +16,7 @@ MOST_ROWS = 1 << 16  # of a batch
 MOST_PROBLEMS = 10**6  # of a split that a task generates, and of an evaluation
 MOST_DEADLINE = 3600  # seconds to grade an answer
 MOST_SEED = 2**32 - 1  # of noise; larger seeds would repeat the noise of smaller ones
+MOST_DRAWS = 1 << 16  # masked copies of a completion that estimate its likelihood
 # Products and quotients of two such numbers and a logit are neither 0 nor infinite in float32.
 LEAST_NUMBER, MOST_NUMBER = 1e-15, 1e15
 
@@ -48,6 +49,12 @@ def within(least: float, most: float) -> Check:
 def require_seed(seed: int, name: str = "seed") -> None:
     """Raises ValueError if a seed of noise is not in the range from 0 to `MOST_SEED`."""
     require(0 <= seed <= MOST_SEED, f"{name}={seed} must be within [0, {MOST_SEED}]")
+
+
+def require_draws(draws: int, name: str = "draws") -> None:
+    """Raises ValueError if a number of masked copies is not in the range from 1 to `MOST_DRAWS`."""
+    problem = at_least(1, most=MOST_DRAWS)(draws)
+    require(not problem, f"{name}={draws}{problem}")
 
 
 def at_least(least: float, because: str = "", most: float = math.inf) -> Check:

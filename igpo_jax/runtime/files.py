@@ -34,9 +34,8 @@ MAX_NESTED = 64  # most levels in a JSON value; the limit exists because recursi
 
 def parse_json(content: str | bytes, place: object, number: Callable[[str], Any] = float) -> Any:
     """Returns the value of untrusted JSON. Bytes may begin with a byte order mark. `number` converts the text of a number that
-    is not an integer. Raises a ValueError whose message names
-    `place` if the text is not UTF-8, is not valid JSON, has a key twice in one object, is nested too deeply, or contains a
-    number with thousands of digits."""
+    is not an integer. Raises a ValueError whose message names `place` if the text is not UTF-8, is not valid JSON, has a key
+    twice in one object, is nested too deeply, or contains a number with thousands of digits."""
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
         value = json.loads(text, object_pairs_hook=_object, parse_float=number)

@@ -1,4 +1,4 @@
-"""Finds out how this copy of the package was installed."""
+"""Returns commands and paths that depend on how this copy of the package was installed and from where it is called."""
 
 import contextlib
 import os

@@ -101,7 +101,7 @@ def content(task, problem: Problem) -> Content:
     """Returns the content of a problem as a pair (text, capitals), see decontamination.py. Problems with equal content count as
     the same problem. The content is computed from the question, without the text that the template task.prompt adds. `text` is
     the normalized question, and `capitals` are its single letters and short words in their original case."""
-    parts, question = task.prompt.split("{question}"), problem.question
+    parts, question = task.prompt.split("{question}"), problem.question  # the template may repeat the question
     size = (len(question) - len("".join(parts))) // (len(parts) - 1)
     own = question[len(parts[0]) : len(parts[0]) + max(0, size)]
     return question_content(own if task.prompt.replace("{question}", own) == question else question)

@@ -16,9 +16,9 @@ MOST_SAMPLES = 1 << 14  # of a file; one of more than 64 GiB may be sparse and c
 def files_digest(files: dict[Any, int]) -> str:
     """Returns a hash of files as 16 hexadecimal digits. `files` is {file: size in bytes}. The hash covers the name and the size
     of every file, and its content: a file of at most `WHOLE` bytes is hashed as a whole. Of a larger file, the hash covers the
-    first `SAMPLED` bytes of every `STRIDE` bytes and the end. It therefore changes with every tensor that is replaced as a whole
-    and has at least `STRIDE` bytes, but not with every number. `ORIGIN` and `COMMITTED`, which may contain the path of the
-    folder, are left out."""
+    first `SAMPLED` bytes of every `STRIDE` bytes and the end. It therefore changes with every tensor that is replaced as a
+    whole and has at least `STRIDE` bytes, but not with every number. `ORIGIN` and `COMMITTED`, which may contain the path of
+    the folder, are left out."""
     digest = hashlib.sha256()
     for file, size in sorted(files.items()):
         if file.name not in (ORIGIN, COMMITTED):

@@ -25,12 +25,14 @@ from igpo_jax.compare.arms import (
     check_arms,
     create_run_folder,
     last_error,
+    overrides_of,
     own_settings,
     parse_arms,
     parse_seeds,
     require_own_logs,
     time_left,
 )
+from igpo_jax.config import fingerprint, to_json
 from igpo_jax.runtime.files import atomic_write
 
 PROBLEMS, EVERY = 30, 2  # one evaluation every two rollouts
@@ -363,7 +365,8 @@ def test_a_log_of_no_run_is_named(tmp_path):
     log = tmp_path / "seed-1" / "grpo-1.log"
     log.parent.mkdir()
     log.write_text("mine")
-    with pytest.raises(ValueError, match=f"^{log} is of no run, and a run would append to it; give another --output$"):
+    message = f"^{log} is of no run, and a run would append to it; move it away, or give another --output$"
+    with pytest.raises(ValueError, match=message):
         require_own_logs(tmp_path, [(1, "grpo", 0), (1, "grpo", 1)])
     log.with_suffix(".json").write_text("{}")  # of a run whose folder was deleted, so that it begins again
     require_own_logs(tmp_path, [(1, "grpo", 1)])
@@ -409,10 +412,46 @@ def test_seeds(text, seeds):
     assert parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "4..1", "a", "0..x", "1,1", "-1..1"])
+@pytest.mark.parametrize("text", ["", "4..1", "a", "0..x", "1,1", "-1..1", "0,1..3"])
 def test_other_seeds_are_refused(text):
-    with pytest.raises(ValueError, match="--seeds="):
+    with pytest.raises(ValueError, match="--seeds=.* is neither FIRST..LAST nor a list of different numbers"):
         parse_seeds(text)
+
+
+@pytest.mark.parametrize("text", [f"0..{10**12}", f"0..{10**30}", "0..1000", "4294967296", "4294967290..4294967296"])
+def test_too_many_and_too_large_seeds_are_refused_before_there_is_a_list_of_them(text):
+    assert len(parse_seeds("5..1004")) == 1000
+    with pytest.raises(ValueError, match=f"^--seeds={re.escape(text)}: 1000 seeds up to 4294967295 are possible$"):
+        parse_seeds(text)
+
+
+def test_a_quick_trial_has_few_iterations_but_those_of_the_command_line():
+    config = runpy.run_path("configs/arithmetic.py")["get_config"]()
+    config.sft.updates, config.rl.iterations = 20_000, 100
+    assert own_settings(config, [], True, False) == {"sft.updates": 1500, "rl.iterations": 10}
+    given = ["--config.rl.iterations=100", "--config.rl.iterations_=3"]
+    assert own_settings(config, given, True, False) == {"sft.updates": 1500}
+    config.rl.iterations, given = 3, ["--config.sft.updates=20000"]
+    assert own_settings(config, given, True, False) == {"rl.iterations": 3}
+    assert own_settings(config, given, False, True) == {"sft.updates": 0, "sft.epochs": 0}
+
+
+@pytest.mark.slow
+def test_the_finished_runs_of_a_quick_trial_are_not_those_of_other_arms(tmp_path):
+    config = runpy.run_path("configs/arithmetic.py")["get_config"]()
+    command = ["compare", "--config=arithmetic.py", "--arms=grpo", "--seeds=0", "--quick", f"--output={tmp_path}"]
+    for name, own in (("supervised", {"rl.iterations": 0}), ("grpo", overrides_of("grpo", config))):
+        run = config.copy_and_resolve_references()
+        run.update_from_flattened_dict(own_settings(config, [], True, False) | own)
+        folder = tmp_path / "seed-0" / name
+        folder.mkdir(parents=True)
+        folder.with_suffix(".json").write_text(json.dumps(own))
+        (folder / "config.json").write_text(json.dumps(to_json(run)))
+        (folder / "result.json").write_text(json.dumps({"seed": 0, "fingerprint": fingerprint(run)}))
+    done = commands.run(*command)
+    assert done.returncode == 1 and "grpo/result.json has no versions" in done.stderr  # only the numbers are missing
+    done = commands.run(*command[:-2], f"--output={tmp_path}")
+    assert done.returncode == 1 and "another comparison" in done.stderr
 
 
 def test_arms():
@@ -434,14 +473,6 @@ def test_every_arm_can_be_trained_with_the_configuration_of_the_readme():
     config.rl.seed = 3
     with pytest.raises(ValueError, match=r"rl\.seed=3 conflicts with --rl_seeds, which counts from 0"):
         check_arms(config, ["igpo"], [])
-
-
-def test_what_the_command_gives_wins_over_quick_but_not_over_trained_stages():
-    config = runpy.run_path("configs/arithmetic.py")["get_config"]()
-    config.sft.updates, config.rl.iterations = 9000, 5
-    assert own_settings(config, [], quick=True, has_stages=False) == {"sft.updates": 1500, "rl.iterations": 5}
-    assert own_settings(config, ["--config.sft.updates=9000"], quick=True, has_stages=False) == {"rl.iterations": 5}
-    assert own_settings(config, ["--config.sft.updates=9000"], quick=False, has_stages=True) == {"sft.updates": 0, "sft.epochs": 0}
 
 
 @pytest.mark.slow
@@ -513,6 +544,10 @@ def test_the_reason_why_a_run_has_stopped_is_in_the_part_of_the_log_that_it_wrot
     earlier = b"error: of an earlier command\n"
     (tmp_path / "a.log").write_bytes(earlier + added)
     assert last_error(tmp_path / "a.log", len(earlier)) == reason
+    with (tmp_path / "a.log").open("ab") as log:
+        log.truncate(1 << 34)  # a hole, as if the run had written 16 GiB
+        log.write(b"\nerror: at last\n")
+    assert last_error(tmp_path / "a.log", len(earlier)) == "at last"
 
 
 def test_the_time_that_is_left_is_that_of_the_runs_of_each_kind():

@@ -15,8 +15,9 @@ import pytest
 
 import commands
 from igpo_jax.run.checkpoint import Checkpoints
-from igpo_jax.run.checkpoint_integrity import read_metadata
+from igpo_jax.run.checkpoint_integrity import misnamed, read_metadata, steps_in
 from igpo_jax.run.metrics import read_rows
+from igpo_jax.run.missing_files import discard_result
 from igpo_jax.runtime import bucket_folders, bucket_locks
 from igpo_jax.runtime.buckets import path_of
 from processes import DEVICES, TINY, ends, word_problems
@@ -158,7 +159,7 @@ def test_an_evaluation_in_a_bucket_is_that_on_disk(command, finished, storage, a
         again = command("evaluate", f"--workdir={finished}", place)
         assert again.returncode == 0 and "has 16 of 16 problems" in again.stderr, again.stderr
     compared = command("evaluate", "diff", str(here), there)
-    assert compared.returncode == 0 and ', p = 1; 0 problems better' in compared.stdout, compared.stderr
+    assert compared.returncode == 0 and ", p = 1; 0 problems better" in compared.stdout, compared.stderr
     places = ((here, tmp_path / "regraded"), (there, f"{address}/regraded"))
     graded = [command("evaluate", f"--regrade={place}", f"--output={output}") for place, output in places]
     assert graded[1].returncode == 0, graded[1].stderr
@@ -192,7 +193,9 @@ def test_the_card_of_another_command_in_a_bucket_is_not_replaced(name, command, 
     done = command("rewrite", *flags, f"--output={address}")
     assert done.returncode == 1 and f"error: {address}/{name} is of no rewriting, because there is no settings" in done.stderr
     storage.invalidate_cache()
-    assert storage.find(address) == [f"{address.removeprefix('gs://')}/{name}"] and storage.cat_file(f"{address}/{name}") == b"{}"
+    assert (
+        storage.find(address) == [f"{address.removeprefix('gs://')}/{name}"] and storage.cat_file(f"{address}/{name}") == b"{}"
+    )
 
 
 @pytest.mark.slow
@@ -371,3 +374,22 @@ def test_an_accuracy_is_added_to_a_checkpoint_in_a_bucket(storage, address):
         assert writer.steps() == [1, 2] and writer.restore_latest(state, key)[0] == 2
     storage.invalidate_cache()
     assert storage.cat_file(f"{address}/checkpoints/rl/1/metrics/metrics") == b'{"accuracy": 0.75}'
+
+
+def test_the_result_of_a_run_that_trains_further_is_removed_from_the_bucket(storage, address):
+    copy = bucket_folders.copy_of(address, "process-0")
+    copy.mkdir(parents=True)
+    (copy / "result.json").write_text("{}")
+    storage.pipe_file(f"{address}/result.json", b"{}")
+    for _ in range(2):  # the second time, there is none
+        discard_result(copy)
+        storage.invalidate_cache()
+        assert not storage.exists(f"{address}/result.json") and not (copy / "result.json").exists()
+
+
+def test_checkpoints_in_a_bucket_whose_names_are_no_steps_are_found(storage, address):
+    saved = path_of(address) / "checkpoints" / "rl"
+    assert misnamed(saved) == []
+    for name in ("1", "02", "12.tmp"):
+        storage.pipe_file(f"{saved}/{name}/commit_success.txt", b"")
+    assert misnamed(saved) == [saved / "02"] and steps_in(saved) == [1]

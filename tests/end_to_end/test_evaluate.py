@@ -13,6 +13,7 @@ from igpo_jax.evaluate.benchmark import compare
 from igpo_jax.evaluate.protocol import base_digest, benchmark_protocol, run_evaluation, weights_digest
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.runtime.files import as_json_lines
+from processes import ends, start
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
 UPDATES, ITERATIONS = 200, 6  # as in tiny.py
@@ -49,6 +50,15 @@ def evaluated(command, config, model, output, *flags):
 def expected(command, config, finished, tmp_path_factory):
     folder = tmp_path_factory.mktemp("expected") / "out"
     return folder, evaluated(command, config, finished, folder)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one_does_and_the_first_prints_the_results(config, finished, expected, tmp_path):
+    flags = [f"--config.model={finished}", f"--output={tmp_path / 'out'}", "--benchmarks=sums"]
+    codes, outputs = ends(start(2, 2, flags, flags, folder=tmp_path, config=str(config), command="evaluate"), tmp_path)
+    assert codes == [0, 0], outputs
+    assert (tmp_path / "out" / "sums.jsonl").read_text() == expected[1]["sums"]
+    assert [output.count("of 20 problems") for output in outputs] == [1, 0]
 
 
 @pytest.mark.slow

@@ -100,6 +100,7 @@ def test_chats_are_encoded_as_generate_encodes_them(harness_model, model):
     ({"path": "nowhere", "lenght": 3}, "--model_args: lenght: there is no such argument; there are: path, draws, seed, "),
     ({"path": "nowhere", "steps": "many"}, "--model_args: steps='many' is not of the type int"),
     ({"path": "nowhere", "draws": 0}, "--model_args: draws=0 must be at least 1"),
+    ({"path": "nowhere", "draws": 10**12}, "--model_args: draws=1000000000000 must be at most 65536"),
     ({"path": "nowhere", "seed": 2**32}, "--model_args: seed=4294967296 must be within [0, 4294967295]"),
 ])  # fmt: skip
 def test_wrong_arguments_are_one_line(arguments, message):

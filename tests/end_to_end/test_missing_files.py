@@ -233,11 +233,20 @@ def test_a_loss_can_be_accepted(finished, tmp_path):
         resume(run, accept_loss=True)
 
 
-def test_the_name_of_a_checkpoint_with_a_leading_zero_is_no_step(finished, tmp_path):
+def test_the_name_of_a_checkpoint_with_a_leading_zero_is_no_step(finished, tmp_path, caplog, mesh):
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "checkpoints/rl/6").rename(run / "checkpoints/rl/06")
     assert integrity.steps_in(run / "checkpoints/rl")[-1] == 5
     assert refusal(run) == f"{run / 'checkpoints/rl/06'}: 06 is not the step of a checkpoint; move it away"
+    renamed = (
+        f"checkpoint {run / 'checkpoints/rl/06'} cannot be read: 06 is not the step of a checkpoint; rename it to its step"
+    )
+    assert restore_run(run, mesh).step == 5 and renamed in caplog.text
+    for step in integrity.steps_in(run / "checkpoints/rl"):
+        remove(f"checkpoints/rl/{step}")(run)
+    caplog.clear()
+    assert restore_run(run, mesh, "sft").stage == "sft" and not caplog.text
+    assert restore_run(run, mesh).stage == "sft" and renamed in caplog.text
 
 
 @pytest.mark.slow

@@ -26,9 +26,14 @@ def free_port() -> int:
 
 
 def start(
-    processes: int, devices: int, *arguments_of_each: list[str], folder: pathlib.Path, config: str = str(TINY)
+    processes: int,
+    devices: int,
+    *arguments_of_each: list[str],
+    folder: pathlib.Path,
+    config: str = str(TINY),
+    command: str = "train",
 ) -> list[commands.Process]:
-    """Starts `python -m igpo_jax.train` as `srun` does, with `devices` emulated devices per process."""
+    """Starts a command, by default `python -m igpo_jax.train`, as `srun` does, with `devices` emulated devices per process."""
     slurm = {
         "SLURM_JOB_ID": "1",
         "SLURM_STEP_NODELIST": "127.0.0.1",
@@ -45,7 +50,7 @@ def start(
         own = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
         started.append(
             commands.start(
-                "train",
+                command,
                 f"--config={config}",
                 *arguments_of_each[rank],
                 stdout=folder / f"{rank}-of-{processes}.log",
