@@ -207,7 +207,9 @@ def judge_replies(records: Sequence[Record], replies: dict[str, Reply], rule: st
 def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) -> tuple[dict[str, Reply], dict[str, str], str]:
     """Requests the replies that replies.jsonl does not contain yet, and saves them. Returns three values: {problem id: reply},
     {problem id: error} for problems without a reply, and a text. The text is the reason why the endpoint is unavailable, or ""
-    if the endpoint is available. An endpoint also counts as unavailable if it answers for at most half of the problems."""
+    if the endpoint is available. An endpoint also counts as unavailable if it answers for at most half of the problems. Raises
+    ValueError if the file is a symbolic link, which `open_without_links` would replace by an empty file."""
+    require(not path.is_symlink(), f"{path} is a symbolic link; put the file itself in its place")
     with open_without_links(path, "a+b") as file:
         saved = read_replies(file)  # those of earlier versions may have the key
         replies = {reply["id"]: reply | {"text": without_key(reply["text"], endpoint.key)} for reply in saved}
@@ -237,19 +239,18 @@ def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) 
 
 
 def read_replies(file: IO[bytes]) -> list[Reply]:
-    """Reads and returns the replies in replies.jsonl. `file` is this file, opened for reading and appending. Removes an
-    incomplete last line from the file. Raises ValueError if an earlier line is not a reply."""
+    """Reads and returns the replies in replies.jsonl. `file` is this file, opened for reading and appending. Removes a last
+    line that was cut off, so that it has no line end, from the file. Raises ValueError if another line is not a reply."""
     file.seek(0)
-    replies, end, malformed = [], 0, ""
+    replies, end = [], 0
     for number, line in numbered_lines(file, file.name):
-        if malformed and line != b"\n":
-            raise ValueError(f"{file.name}, {malformed}; repair or remove this line")
         try:
             reply = parse_json(line, "invalid")
             require_reply(reply)
         except ValueError as error:
-            malformed = malformed or f"line {number} is not a reply ({error})"
-            continue
+            if line.endswith(b"\n"):
+                raise ValueError(f"{file.name}, line {number} is not a reply ({error}); repair or remove this line") from None
+            break
         replies.append(reply)
         end += len(line.removesuffix(b"\n")) + 1
     size = file.tell()

@@ -16,6 +16,7 @@ import qwen_files
 from igpo_jax.grading.answers import extract
 from igpo_jax.grading.equality import equal
 from igpo_jax.rewrite.__main__ import KEPT, judge_replies, read_replies
+from igpo_jax.rewrite.__main__ import _replies as saved_replies
 from igpo_jax.rewrite.endpoint import Endpoint, ask_all
 from igpo_jax.tasks.sources import Record, load_sources
 from igpo_jax.tokenizers import train_sentencepiece
@@ -395,6 +396,26 @@ def test_a_torn_last_line_is_mended(end, tmp_path):
         file.write(b"more\n")
         file.flush()
         read_replies(file)
+
+
+@pytest.mark.parametrize("line", [b'{"id": "b", "text": 1}\n', b'{"id": "b", "te\n', b"\n"])
+def test_a_whole_last_line_that_is_no_reply_is_told_and_kept(line, tmp_path):
+    path = tmp_path / "replies.jsonl"
+    path.write_bytes(reply_of("a") + b"\n" + line)
+    message = rf"{path}, line 2 is not a reply \(.+\); repair or remove this line"
+    with path.open("a+b") as file, pytest.raises(ValueError, match=message):
+        read_replies(file)
+    assert path.read_bytes() == reply_of("a") + b"\n" + line
+
+
+def test_replies_behind_a_link_are_not_asked_again(tmp_path):
+    (tmp_path / "paid.jsonl").write_bytes(reply_of("a") + b"\n")
+    link = tmp_path / "replies.jsonl"
+    link.symlink_to("paid.jsonl")
+    endpoint = Endpoint("http://127.0.0.1:9", "m", "", timeout=1, retries=0)
+    with pytest.raises(ValueError, match=f"{link} is a symbolic link; put the file itself in its place"):
+        saved_replies(link, [], endpoint)
+    assert link.is_symlink() and (tmp_path / "paid.jsonl").read_bytes() == reply_of("a") + b"\n"
 
 
 @pytest.mark.slow
