@@ -86,12 +86,20 @@ def find_files(path: pathlib.Path, benchmarks: Sequence[str]) -> tuple[list[path
     return files, left_out
 
 
+def protocol_of(file: pathlib.Path) -> pathlib.Path:
+    """Returns the protocol.json of the evaluation that wrote the generations in `file`. It does not exist if `file` belongs to
+    no evaluation. With --sampler-error, an evaluation has its protocol beside the folders exact and fast of its generations."""
+    folder = pathlib.Path(os.path.abspath(file.parent))
+    is_of_sampler = folder.name in ("exact", "fast") and not (folder / "protocol.json").is_file()
+    return (folder.parent if is_of_sampler else folder) / "protocol.json"
+
+
 def protocol_rule(file: pathlib.Path) -> str | None:
     """Returns the rule by which the evaluation of a benchmark found the final answers in texts (the argument `rule` of
-    `igpo_jax.grade`). `file` holds the benchmark's generations, and protocol.json beside `file` records the rule. Returns None
-    if `file` does not belong to an evaluation, or if the benchmark's task is not math. Other tasks have no such rule."""
-    protocol = file.parent / "protocol.json"
-    task = _tasks(file.parent).get(file.stem, {}) if protocol.is_file() else {}
+    `igpo_jax.grade`). `file` holds the benchmark's generations, and its `protocol_of` records the rule. Returns None if `file`
+    does not belong to an evaluation, or if the benchmark's task is not math. Other tasks have no such rule."""
+    protocol = protocol_of(file)
+    task = _tasks(protocol.parent).get(file.stem, {}) if protocol.is_file() else {}
     rule = task.get("answer") if task.get("name") == "math" else None
     require(rule in (None, *RULES), f"{protocol}: the rule {repr(rule)[:100]} of {file.stem} is none of {', '.join(RULES)}")
     return rule

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import igpo_jax
 from igpo_jax.evaluate.benchmark import finished_rows
-from igpo_jax.evaluate.generations import Generation, find_files, protocol_rule, read_generations
+from igpo_jax.evaluate.generations import Generation, find_files, protocol_of, protocol_rule, read_generations
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import as_json_lines, atomic_write, place_name, read_json, renamed, wrap_read_errors
 from igpo_jax.runtime.progress import progress
@@ -63,7 +63,7 @@ def regrade(path: pathlib.Path, rule: str | None, benchmarks: Sequence[str], out
             results[file.stem] = result | {"disagreements": sum(row["differ"] for row in rows)}
             disagreements += [{"benchmark": file.stem, **row} for row in rows]
             printed.append(as_text(results[file.stem] | {"file": str(file)}, rows))
-            if (file.parent / "protocol.json").is_file() and protocol_rule(file) is None:
+            if protocol_of(file).is_file() and protocol_rule(file) is None:
                 printed.append(
                     f"The task of {file.stem} is not math, for which these graders are made; its own verdicts are stored."
                 )
@@ -79,9 +79,8 @@ def regrade(path: pathlib.Path, rule: str | None, benchmarks: Sequence[str], out
 
 
 def require_finished(file: pathlib.Path) -> None:
-    """Raises ValueError if `file` belongs to an evaluation, whose protocol.json is beside it, and lines are missing or
-    invalid."""
-    protocol = file.parent / "protocol.json"
+    """Raises ValueError if `file` belongs to an evaluation, see `protocol_of`, and lines are missing or invalid."""
+    protocol = protocol_of(file)
     if protocol.is_file():
         with wrap_read_errors(protocol):
             part = renamed(read_json(protocol))["protocol"].get(file.stem)

@@ -143,6 +143,25 @@ def test_an_evaluation_that_lost_rows_is_not_graded(change, message, tmp_path):
         require_finished(file)
 
 
+@pytest.mark.parametrize("name", ["exact", "fast"])
+def test_a_comparison_of_samplers_has_its_protocol_one_folder_up(name, tmp_path, monkeypatch):
+    folder = evaluation(tmp_path / "rl-6-sampler") / name
+    folder.mkdir()
+    file = (folder.parent / "sums.jsonl").rename(folder / "sums.jsonl")
+    monkeypatch.chdir(folder)
+    for path in (file, pathlib.Path("sums.jsonl")):
+        assert protocol_rule(path) == "box"
+    require_finished(file)
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:5]))
+    for path in (file, pathlib.Path("sums.jsonl")):
+        with pytest.raises(ValueError, match="sums.jsonl: 5 rows for 12 problems; run its evaluation again"):
+            regrade(path, None, [], None)
+    own = folder / "own" / "sums.jsonl"  # a copy in a folder of another name belongs to no evaluation
+    own.parent.mkdir()
+    file.rename(own)
+    assert protocol_rule(own) is None
+
+
 def test_a_file_of_the_harness_has_a_row_per_filter_but_its_texts_once(tmp_path):
     docs = [gsm8k(gold, text) for gold, text in CASES]
     file = write_lines(tmp_path / "samples_gsm8k_2025-09-01T10-00-00.000000.jsonl", harness_rows(docs))
