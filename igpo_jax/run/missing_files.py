@@ -140,11 +140,17 @@ def check_stage(workdir: pathlib.Path, config: Config, stage: str, done: int | N
 def check_result(workdir: pathlib.Path, newest: Any, step: int) -> None:
     """Raises ValueError if the run finished with a later update than `step`, that of its newest checkpoint `newest`. If
     training continued from this checkpoint, it would cut the logs and replace the results of a finished run."""
+    lost = lost_checkpoint(workdir, newest, step)
+    require(not lost, f"{lost}; {RESTORE}, or give --accept_loss to train the rest again, which cuts the logs")
+
+
+def lost_checkpoint(workdir: pathlib.Path, newest: Any, step: float) -> str:
+    """Returns a text that says that the run finished with a later update than `step`, that of its newest checkpoint `newest`.
+    Returns "" if the run did not."""
     file = workdir / "result.json"
     updates = read_json(file).get("updates", 0) if file.is_file() else 0
-    later = type(updates) is int and updates > step
     lost = f"the run finished with update {updates} ({file.name}), but its newest checkpoint, {newest}, is of update {step}"
-    require(not later, f"{lost}; {RESTORE}, or give --accept_loss to train the rest again, which cuts the logs")
+    return lost if type(updates) is int and updates > step else ""
 
 
 def discard_result(workdir: pathlib.Path) -> None:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+import math
 import os
+import pathlib
 from collections.abc import Collection
 
 import jax
@@ -19,6 +21,7 @@ from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.checkpoint_integrity import misnamed, steps_in
 from igpo_jax.run.experiment import as_begun, read_run_config, run_tokenizer
 from igpo_jax.run.layout import row_lengths
+from igpo_jax.run.missing_files import lost_checkpoint
 from igpo_jax.runtime.buckets import is_folder
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.hub import HUB_ID
@@ -60,8 +63,9 @@ def restore_run(
     """Loads the newest checkpoint of one stage of a run, with the run's configuration and tokenizer. `stage` is "sft" or "rl".
     By default, it is "rl" if the RL stage has a checkpoint, otherwise "sft". A stage with a step, such as "rl-40", selects the
     checkpoint of this step instead of the newest one. Warns of checkpoints whose folders have been renamed, so that they are
-    not found. The run's training and test data are not needed. If `quantized` is False, the frozen weights are loaded without
-    quantization, even if the run quantized them (model.base_dtype).
+    not found. Also warns if the last checkpoint of a finished run is missing, unless an earlier one was selected. The run's
+    training and test data are not needed. If `quantized` is False, the frozen weights are loaded without quantization, even if
+    the run quantized them (model.base_dtype).
 
     Raises ValueError if there is no run or no readable checkpoint, if the folder model.path is missing, if the run's task is
     neither part of this package nor listed in `trust`, or if a parameter is NaN or infinite. If `allow_nonfinite` is True, NaN
@@ -87,12 +91,15 @@ def restore_run(
         for path in misnamed(checkpoints_of(workdir) / name) if not stage or stage.startswith(name) else ():
             reason = "is not the step of a checkpoint; rename it to its step, or move it away"
             log.warning("checkpoint %s cannot be read: %s %s", path, path.name[:50], reason)
+    wants_end = stage in (None, "", "rl")
     stage, dash, number = given.partition("-")
     valid = stage in ("sft", "rl") and number.isdecimal() == bool(dash)
     require(valid, f"stage={given!r} is neither sft nor rl, nor one of them with a step, such as rl-40")
     folder = checkpoints_of(workdir) / stage
     if not is_folder(folder):
         raise ValueError(f"{folder.parent} has no checkpoints of the stage {stage!r}")
+    if wants_end:
+        _warn_if_lost(workdir, config, stage)
     begun = as_begun(workdir, values)
     identity = {"fingerprint": configuration.fingerprint(begun), "sft_fingerprint": configuration.fingerprint(begun, "sft")}
     identity["tokenizer"] = tokenizer.digest
@@ -110,3 +117,14 @@ def restore_run(
     if config.lora is not None:
         params = (load_params(origin, model, mesh, allow_nonfinite), trained)
     return Restored(step, stage, config, model, tokenizer, *params)
+
+
+def _warn_if_lost(workdir: pathlib.Path, config: Config, stage: str) -> None:
+    """Warns if the run finished with a later update than that of the newest checkpoint of `stage`, its last stage."""
+    folder, supervised = checkpoints_of(workdir) / stage, steps_in(checkpoints_of(workdir) / "sft")
+    # With sft.epochs, only the checkpoints tell the number of supervised updates; without them, nothing is known.
+    begin = max(supervised, default=math.inf) if config.sft.epochs else config.sft.updates
+    for newest in steps_in(folder)[-1:]:
+        updates = newest if stage == "sft" else begin + newest * config.objective.inner_steps
+        if lost := lost_checkpoint(workdir, folder / str(newest), updates):
+            log.warning("%s; restore the missing one from a copy", lost)

@@ -249,6 +249,38 @@ def test_the_name_of_a_checkpoint_with_a_leading_zero_is_no_step(finished, tmp_p
     assert restore_run(run, mesh).stage == "sft" and renamed in caplog.text
 
 
+@pytest.mark.parametrize("lost, stage, step, updates", [("rl/6", "rl", 5, 210), ("rl", "sft", 200, 200)])
+def test_an_older_model_of_a_finished_run_is_loaded_with_a_warning(lost, stage, step, updates, finished, tmp_path, caplog, mesh):
+    run = shutil.copytree(finished, tmp_path / "run")
+    assert restore_run(run, mesh).step == 6 and not caplog.text
+    remove(f"checkpoints/{lost}")(run)
+    newest = run / "checkpoints" / stage / str(step)
+    for given in (None, *["rl"] * (stage == "rl")):
+        caplog.clear()
+        assert restore_run(run, mesh, given).step == step
+        told = f"the run finished with update 212 (result.json), but its newest checkpoint, {newest}, is of update {updates}"
+        assert [record.getMessage() for record in caplog.records] == [f"{told}; restore the missing one from a copy"]
+    caplog.clear()
+    for given in ("sft", f"{stage}-{step}"):
+        restore_run(run, mesh, given)
+    remove("result.json")(run)
+    restore_run(run, mesh)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("has_supervised", [True, False])
+def test_the_end_of_a_run_with_epochs_is_known_from_its_supervised_checkpoints(has_supervised, finished, tmp_path, caplog, mesh):
+    run = shutil.copytree(finished, tmp_path / "run")
+    values = json.loads((run / "config.json").read_text())
+    values["sft"] |= {"updates": 0, "epochs": 3}
+    (run / "config.json").write_text(json.dumps(values))
+    restore_run(run, mesh)
+    assert "finished with update" not in caplog.text
+    remove("checkpoints/rl/6", *["checkpoints/sft"] * (not has_supervised))(run)
+    restore_run(run, mesh)
+    assert ("finished with update 212" in caplog.text) is has_supervised
+
+
 @pytest.mark.slow
 def test_a_finished_run_that_trains_further_is_unfinished_and_its_last_checkpoint_may_be_unreadable(
     finished, tmp_path, monkeypatch
