@@ -14,18 +14,21 @@ from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
+from igpo_jax.config import fingerprint
 from igpo_jax.report.figures import evaluations, sections, stage_rows, x_axes
 from igpo_jax.report.style import COLORS, document, plotly_source
 from igpo_jax.report.templates import embed
 from igpo_jax.run.bucket_runs import run_folder
+from igpo_jax.run.experiment import as_begun
 from igpo_jax.run.metrics import LOGS, lost_verdicts, read_log
 from igpo_jax.run.missing_files import check_finished_logs
 from igpo_jax.run.results import EDGE_ROLLOUTS, rescue_rate
 from igpo_jax.runtime.bucket_folders import download
 from igpo_jax.runtime.buckets import is_address, write_object
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import atomic_write, is_inside, read_json, wrap_read_errors
+from igpo_jax.runtime.files import atomic_write, is_inside, read_json, renamed, wrap_read_errors
 from igpo_jax.runtime.progress import duration
 from igpo_jax.runtime.statistics import paired, percent, wilson
 
@@ -107,7 +110,7 @@ def keep_writing(workdirs: Sequence[str | os.PathLike], path: str | os.PathLike)
 
 def read_run_folder(workdir: str | os.PathLike) -> Run:
     """Reads the files of a training run that a report needs. Raises ValueError if the folder or its config.json is missing, if
-    a file cannot be read, or if a symbolic link leads out of the folder."""
+    a file cannot be read, if a symbolic link leads out of the folder, or if config.json is that of another run."""
     folder = pathlib.Path(os.path.abspath(run_folder(workdir)))
     if is_address(workdir):
         download(folder, ("result.json", *LOGS))  # in this order, because the logs may grow
@@ -120,6 +123,8 @@ def read_run_folder(workdir: str | os.PathLike) -> Run:
     check_finished_logs(folder)
     config = read_json(folder / "config.json")
     result, data = (read_json(path) if path.is_file() else None for path in (folder / "result.json", folder / "data.json"))
+    if result and "fingerprint" in result:
+        _require_own_config(folder, config, result["fingerprint"])
     metrics, rollouts, verdicts = (read_log(folder / f"{name}.jsonl") for name in ("metrics", "rollouts", "evaluations"))
     if lost := lost_verdicts(metrics, verdicts):  # no error, because `train --accept_loss` continues such a run
         file, told = folder / "evaluations.jsonl", "%s has lost %d evaluations, the first at step %d; restore it from a copy"
@@ -128,6 +133,17 @@ def read_run_folder(workdir: str | os.PathLike) -> Run:
         if missing := ", ".join(key for key in SHOWN if key not in row):
             raise ValueError(f"{folder / 'rollouts.jsonl'}:{number}: {missing} is missing; repair or remove this line")
     return Run(folder, config, metrics, rollouts, verdicts, result, data)
+
+
+def _require_own_config(folder: pathlib.Path, config: Row, expected: Any) -> None:
+    """Raises ValueError if the configuration in config.json does not have the fingerprint that result.json contains. Does not
+    import the task that config.json names."""
+    with wrap_read_errors(folder / "config.json"):
+        values = renamed(config)
+        values["data"] |= {"prompt_buckets": tuple(values["data"]["prompt_buckets"])}
+        found = fingerprint(as_begun(folder, ConfigDict(values)))
+    other = f"{folder / 'config.json'} is another configuration than that of result.json"
+    require(found == expected, f"{other}; restore the files of one run from a copy")
 
 
 def report_html(runs: dict[str, Run]) -> str:

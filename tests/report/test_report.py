@@ -8,8 +8,10 @@ import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import commands
+from igpo_jax.config import fingerprint
 from igpo_jax.report import page as report
 from igpo_jax.report.figures import smooth, spent, x_axes
 from igpo_jax.report.page import (
@@ -440,6 +442,29 @@ def test_answers_without_a_verdict_are_counted_on_the_page(tmp_path):
     assert report.numbers(read_run_folder(tmp_path / "one"))["answers without a verdict"] == "1,205"
     without = [*RUN, {**rl_row(8), "grading/late": 0.0, "grading/broken": 0.0}]
     assert "Answers without a verdict" not in [card[0] for card in headline(without)]
+
+
+def test_the_settings_of_another_run_are_not_shown_with_the_results(tmp_path):
+    folder = write_run(tmp_path / "run", RUN, **{"data.prompt_buckets": (32, 64)})
+    begun = json.loads((folder / "config.json").read_text())
+    assert begun["task"]["name"] == "arithmetic"
+    (folder / "result.json").write_text(json.dumps({"fingerprint": fingerprint(ConfigDict(begun))}))
+    read_run_folder(folder)
+    for key, value, is_same in ("layout", "train", True), ("temperature", 0.5, False):
+        (folder / "config.json").write_text(json.dumps(begun | {"sampler": begun["sampler"] | {key: value}}))
+        if is_same:
+            read_run_folder(folder)  # a run may continue with another layout
+        else:
+            with pytest.raises(ValueError, match=f"{folder}/config.json is another configuration than that of result.json; "):
+                read_run_folder(folder)
+    (folder / "config.json").write_text(json.dumps(begun | {"data": begun["data"] | {"prompt_buckets": [64]}}))
+    with pytest.raises(ValueError, match="another configuration"):
+        read_run_folder(folder)
+    (folder / "data.json").write_text(json.dumps({"test": "0123", "prompt_buckets": [32, 64]}))
+    read_run_folder(folder)  # the run has continued with other buckets
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="config.json cannot be read: KeyError: 'data'"):
+        read_run_folder(folder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "result.json", "data.json", "metrics.jsonl", "rollouts.jsonl"])

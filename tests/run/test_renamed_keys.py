@@ -5,6 +5,7 @@ import pathlib
 import shutil
 
 import pytest
+from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
 from igpo_jax.run.experiment import open_experiment, read_run_config
@@ -28,6 +29,7 @@ def test_an_old_configuration_is_read_with_current_names_and_keeps_its_fingerpri
     config = configuration.parse(values)
     assert config.objective.reference_code is True and config.task.reference_code is True and config.rl.rollout_chunks == 8
     assert configuration.fingerprint(values) == OLD_FINGERPRINT
+    assert configuration.fingerprint(ConfigDict(renamed(json.loads(text)))) == OLD_FINGERPRINT  # for reports, without its task
     written = old_names(configuration.to_json(values))
     assert written["reward"].pop("max_ungraded") == 0.2 and written["model"].pop("base_dtype") == ""  # keys of later versions
     assert written["sampler"].pop("layout") == "auto" and written["inpainting"].pop("tries") == 0
