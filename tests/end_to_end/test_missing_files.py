@@ -250,7 +250,9 @@ def test_the_name_of_a_checkpoint_with_a_leading_zero_is_no_step(finished, tmp_p
 
 
 @pytest.mark.parametrize("lost, stage, step, updates", [("rl/6", "rl", 5, 210), ("rl", "sft", 200, 200)])
-def test_an_older_model_of_a_finished_run_is_loaded_with_a_warning(lost, stage, step, updates, finished, tmp_path, caplog, mesh):
+def test_an_older_model_of_a_finished_run_is_loaded_with_a_warning(
+    lost, stage, step, updates, finished, tmp_path, caplog, mesh
+):
     run = shutil.copytree(finished, tmp_path / "run")
     assert restore_run(run, mesh).step == 6 and not caplog.text
     remove(f"checkpoints/{lost}")(run)
@@ -269,7 +271,9 @@ def test_an_older_model_of_a_finished_run_is_loaded_with_a_warning(lost, stage, 
 
 
 @pytest.mark.parametrize("has_supervised", [True, False])
-def test_the_end_of_a_run_with_epochs_is_known_from_its_supervised_checkpoints(has_supervised, finished, tmp_path, caplog, mesh):
+def test_the_end_of_a_run_with_epochs_is_known_from_its_supervised_checkpoints(
+    has_supervised, finished, tmp_path, caplog, mesh
+):
     run = shutil.copytree(finished, tmp_path / "run")
     values = json.loads((run / "config.json").read_text())
     values["sft"] |= {"updates": 0, "epochs": 3}
