@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+import io
 import logging
 import math
 import os
@@ -81,9 +82,12 @@ def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], l
     """Calls a command's `main` with the arguments that `parse` returns, and ends the process. If `main` or `parse` exits with a
     message, such as `error: ...`, the message becomes one line of at most `LONGEST` characters. In this message and in log
     messages, control characters are escaped, because file names may contain them. Paths of local copies of bucket folders are
-    replaced by the addresses of these folders. After an error, waits at most `PATIENCE` seconds for other threads, because the
-    threads of a failed save in Orbax can wait for each other for minutes. Hides the tracebacks that Orbax's threads and
-    coroutines print after a failed read, because these errors cannot be caught."""
+    replaced by the addresses of these folders. Characters that the encoding of stdout lacks are escaped, too. After an error,
+    waits at most `PATIENCE` seconds for other threads, because the threads of a failed save in Orbax can wait for each other
+    for minutes. Hides the tracebacks that Orbax's threads and coroutines print after a failed read, because these errors cannot
+    be caught."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as that of stderr
     sys.unraisablehook = lambda unraisable: logging.debug("not raised: %r", unraisable.exc_value)
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     logging.setLogRecordFactory(functools.partial(_escaped_record, logging.getLogRecordFactory()))

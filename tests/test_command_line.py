@@ -404,6 +404,20 @@ cli.run_command(main, cli.parse_arguments)"""
     assert message.startswith("error: \\x1b[2J\\naaa") and message.endswith("a...") and len(message) < 11_000
 
 
+def test_characters_that_the_terminal_lacks_are_escaped():
+    program = """import sys
+from igpo_jax import cli
+def main(_):
+    print("accuracy \\xb1 1")
+    cli.tell("\\xe9")
+    sys.exit("error: \\xe9")
+cli.PATIENCE = 0.1
+cli.run_command(main, cli.parse_arguments)"""
+    environment = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONIOENCODING": ""}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("accuracy \\xb1 1\n", "\\xe9\nerror: \\xe9\n")
+
+
 def test_exceptions_that_nobody_can_catch_are_not_printed():
     """As of Orbax's tasks and coroutines, when a checkpoint cannot be read."""
     program = """import asyncio, gc
