@@ -111,7 +111,7 @@ def next_command(experiment: Experiment, folder: str) -> str:
 
 def run() -> None:
     flags.mark_flag_as_required("config")
-    run_command(main, parse_flags)
+    run_command(main, parse_flags, log_only=True)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ LOCAL = {  # modules that do so -> what the paths are
     "runtime/installation.py": "none: commands on the PATH",
     "runtime/locks.py": "a folder on this machine",
     "runtime/orbax_files.py": "links, which buckets do not have",
+    "runtime/streams.py": "/dev/null, the standard streams",
     "tasks/rows.py": "files that `local_file` returns",
     "weights/new_folders.py": "folders that are written, links",
     "weights/folders.py": "files that are written",

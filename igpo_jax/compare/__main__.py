@@ -206,7 +206,7 @@ def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: li
 
 def run() -> None:
     flags.mark_flag_as_required("config")
-    run_command(main, parse_flags)
+    run_command(main, parse_flags, log_only=True)
 
 
 if __name__ == "__main__":
