@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
 NO_BYTECODE = shutil.ignore_patterns("__pycache__")
-VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "igpo_jax" / "__init__.py").read_text()).group(1)
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "igpo_jax" / "__init__.py").read_text(encoding="utf-8")).group(1)
 
 # jax 0.10.2 is the newest for Python 3.11, 0.11 needs 3.12; both are tested, what comes later is not.
 JAX = "jax{extra}>=0.10.2,<0.12"

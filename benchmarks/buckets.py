@@ -57,7 +57,7 @@ def train(network: Network, environment: dict[str, str], name: str, every: int, 
     sizes |= {"sft.updates": UPDATES, "sft.batch_size": rows, "sft.checkpoint_every": every, "sft.heldout": 0}
     flags = [f"--config.{key}={value}" for key, value in sizes.items()]
     command = [sys.executable, "-m", "igpo_jax.train", "--config=arithmetic.py", f"--workdir=gs://team/{name}", *flags]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     log = pathlib.Path(environment["XDG_CACHE_HOME"], "igpo_jax/bucket_runs/process-0/team", name, "metrics.jsonl")
     traffic = {

@@ -12,7 +12,7 @@ NAMES = {"exact": "exact", "leftmost": "dual, threshold, leftmost", "most-confid
 
 def line(folder: pathlib.Path) -> str:
     name, _, seed = folder.name.rpartition("-")
-    result, rows = json.loads((folder / "result.json").read_text()), read_rows(folder / "metrics.jsonl")
+    result, rows = json.loads((folder / "result.json").read_text(encoding="utf-8")), read_rows(folder / "metrics.jsonl")
     accuracy = [100 * row["eval/accuracy"] for row in rows if row["stage"] == "rl" and "eval/accuracy" in row]
     steps = [row for row in rows if "sampler/evaluations" in row]
     updates = steps[-1]["step"] - (steps[0]["step"] - (steps[1]["step"] - steps[0]["step"]))
@@ -32,7 +32,8 @@ def main():
     folders = sorted(arguments.folder.glob("*/result.json"), key=lambda path: (list(NAMES).index(path.parent.name[:-2]), path))
     head = "| rollouts | seed | updates | accuracy at the end | best | worst after the first evaluation | evaluations per completion "
     head += "| MFLOP per completion | largest KL of a probe |"
-    arguments.file.write_text("\n".join([head, "|---" * 9 + "|", *(line(path.parent) for path in folders)]) + "\n")
+    table = "\n".join([head, "|---" * 9 + "|", *(line(path.parent) for path in folders)]) + "\n"
+    arguments.file.write_text(table, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -138,4 +138,4 @@ def report(name: str, cfg: ModelConfig, measured: dict) -> dict:
 def write_cases(cases: list[dict], output: pathlib.Path | None) -> None:
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(cases, indent=2) + "\n")
+        output.write_text(json.dumps(cases, indent=2) + "\n", encoding="utf-8")

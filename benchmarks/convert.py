@@ -55,7 +55,7 @@ def tensors(layers: int) -> dict[str, tuple[str, int, tuple[int, ...]]]:
 def write_folder(folder: pathlib.Path, layout: str, layers: int) -> None:
     """Writes tensors of real shapes; the values are one random block of 64 MB, from another offset for every tensor."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"n_layers": layers}))
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"n_layers": layers}), encoding="utf-8")
     found, files = tensors(layers), {}
     if layout == "base":
         for number, kinds in enumerate(BY_KIND):
@@ -65,7 +65,7 @@ def write_folder(folder: pathlib.Path, layout: str, layers: int) -> None:
         files = {name: position * 6 // len(order) for position, name in enumerate(order)}
     number_of_files = max(files.values()) + 1
     weight_map = {name: f"model-{n + 1:05}-of-{number_of_files:05}.safetensors" for name, n in files.items()}
-    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
     bits = np.random.default_rng(0).integers(0, 1 << 16, 1 << 25, dtype=np.uint16)
     bits = (bits & 0x81FF) | 0x3C00  # moderate magnitudes: neither infinite nor denormal
     for file in sorted(set(weight_map.values())):
@@ -136,7 +136,7 @@ def main():
         shutil.rmtree(folder)
     print(json.dumps(result, indent=2))
     if arguments.output:
-        pathlib.Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n")
+        pathlib.Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -109,8 +109,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
             )
             print(json.dumps(cases[-1]), flush=True)
     if arguments.output:
-        arguments.output.write_text("".join(json.dumps(case) + "\n" for case in cases))
-        arguments.output.with_suffix(".md").write_text(table(cases))
+        arguments.output.write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf-8")
+        arguments.output.with_suffix(".md").write_text(table(cases), encoding="utf-8")
     return cases
 
 

@@ -123,7 +123,7 @@ def compile_all() -> None:
                 if latest["fits"]:
                     break
             rows.append({"task": name, "config": task.config, "cards": cards, "topology": topology, "attempts": attempts})
-            RESULT.write_text(json.dumps({"jax": jax.__version__, "rows": rows}, indent=1))
+            RESULT.write_text(json.dumps({"jax": jax.__version__, "rows": rows}, indent=1), encoding="utf-8")
 
 
 def _seconds(seconds: float) -> str:
@@ -133,7 +133,7 @@ def _seconds(seconds: float) -> str:
 def gpu_table() -> str:
     """Returns the Markdown table of the last attempts."""
     cells = []
-    for row in json.loads(RESULT.read_text())["rows"]:
+    for row in json.loads(RESULT.read_text(encoding="utf-8"))["rows"]:
         last = row["attempts"][-1]
         need = f"{last['peak_gib']:.1f} of {last['limit_gib']:.1f}"
         if not last["fits"]:

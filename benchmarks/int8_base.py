@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> str:
     print(text, end="")
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text)
+        arguments.output.write_text(text, encoding="utf-8")
     return text
 
 

@@ -110,13 +110,13 @@ def main() -> None:
             runs = {name: fitted_run(topology, variant, changes) for name, changes in SETTINGS.items()}
             rest = [measure(program_of(runs["exact"], name)) for name in ("score", "update")]
             found = {name: estimate(run, SETTINGS[name], rest) for name, run in runs.items()}
-            results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-            RESULTS.write_text(json.dumps(results | {f"{topology} {variant}": found}, indent=2) + "\n")
+            results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+            RESULTS.write_text(json.dumps(results | {f"{topology} {variant}": found}, indent=2) + "\n", encoding="utf-8")
             print(
                 f"{topology} {variant}", {name: case.get("seconds", "does not fit") for name, case in found.items()}, flush=True
             )
     if arguments.table:
-        print("\n".join(rows(json.loads(RESULTS.read_text()))))
+        print("\n".join(rows(json.loads(RESULTS.read_text(encoding="utf-8")))))
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ def accuracy(run: pathlib.Path, iteration: int, problems: list) -> float:
 
 
 def row_of(run: pathlib.Path, problems: list) -> list[str]:
-    inner = json.loads((run / "config.json").read_text())["objective"]["inner_steps"]
-    begin = json.loads((run / "config.json").read_text())["sft"]["updates"]
+    inner = json.loads((run / "config.json").read_text(encoding="utf-8"))["objective"]["inner_steps"]
+    begin = json.loads((run / "config.json").read_text(encoding="utf-8"))["sft"]["updates"]
     validated = {
         (row["step"] - begin) // inner: row["eval/accuracy"]
         for row in read_rows(run / "metrics.jsonl")
@@ -61,7 +61,7 @@ def main():
     for run in sorted(path for path in folder.iterdir() if RUN.fullmatch(path.name)):
         lines.append("| " + " | ".join(row_of(run, problems)) + " |")
         print(lines[-1], flush=True)
-    table.write_text("\n".join(lines) + "\n")
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

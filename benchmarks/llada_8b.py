@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         record("update", measured, **sizes, tokens_per_second=n * g * length / seconds, losses=losses)
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text("".join(json.dumps(case) + "\n" for case in cases))
+        arguments.output.write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf-8")
     return cases
 
 

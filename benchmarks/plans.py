@@ -44,14 +44,14 @@ def compile_all() -> None:
     for name, flags in (FITS | WEAK).items():
         command = [sys.executable, "-m", "igpo_jax.plan", *shlex.split(flags), "--json"]
         print(f"{name}: {flags}", flush=True)
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-        (RESULTS / f"plan-{name}.json").write_text(done.stdout)
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=True)
+        (RESULTS / f"plan-{name}.json").write_text(done.stdout, encoding="utf-8")
 
 
 def tables() -> str:
     lines = []
     for name, flags in FITS.items():
-        result = json.loads((RESULTS / f"plan-{name}.json").read_text())
+        result = json.loads((RESULTS / f"plan-{name}.json").read_text(encoding="utf-8"))
         result["programs"] = [record for record in result["programs"] if record["used"]]  # earlier files have others
         lines += ["", f"`python -m igpo_jax.plan {flags}`", "", f"{setting(result)}. {verdict(result)}", ""]
         lines += program_table(result)
@@ -67,7 +67,7 @@ def tables() -> str:
 def weak_table() -> str:
     lines = [f"| chips (v5e) | program | received GB per chip | est. s | comm. |\n{'|---' * 5}|"]
     for name in WEAK:
-        result = json.loads((RESULTS / f"plan-{name}.json").read_text())
+        result = json.loads((RESULTS / f"plan-{name}.json").read_text(encoding="utf-8"))
         for record in result["programs"]:
             share = f"{record['communication_share']:.0%}"
             where = f"{result['devices']} ({name.removeprefix('weak-')})"
@@ -85,14 +85,14 @@ def main() -> None:
     elif not arguments.tables:
         compile_all()
     file = ROOT / "BUILD.md"
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     for marker, made in (("plans", tables()), ("weak", weak_table()), ("gpus", gpu_plans.gpu_table())):
         head, _, rest = text.partition(f"<!-- {marker} -->\n")
         _, end, tail = rest.partition(f"<!-- /{marker} -->")
         if not end:
             sys.exit(f"BUILD.md lacks the marks <!-- {marker} --> and <!-- /{marker} -->")
         text = f"{head}<!-- {marker} -->\n{made.strip()}\n{end}{tail}"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def row(case: dict) -> list[str]:
 
 
 def main() -> None:
-    cases = [json.loads(line) for name in sys.argv[1:] for line in pathlib.Path(name).read_text().splitlines()]
+    cases = [json.loads(line) for name in sys.argv[1:] for line in pathlib.Path(name).read_text(encoding="utf-8").splitlines()]
     print("\n".join(table(COLUMNS, map(row, cases))))
 
 

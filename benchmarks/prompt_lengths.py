@@ -34,7 +34,8 @@ def count(vocabulary: pathlib.Path, files: list[pathlib.Path]) -> dict[str, int]
     """Returns the number of prompts of each length in tokens."""
     import tiktoken  # not needed to print the table
 
-    ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, vocabulary.read_text().splitlines())}
+    lines = vocabulary.read_text(encoding="utf-8").splitlines()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines)}
     encoding = tiktoken.Encoding("qwen", pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={})
     template = MARKERS + sum(len(encoding.encode(text)) for text in ("user", "assistant", "\n\n", "\n\n"))
     questions = [json.loads(line)["problem"] for file in files for line in file.read_text("utf-8").splitlines()]
@@ -62,7 +63,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=pathlib.Path)
     options = parser.parse_args()
     if options.vocabulary:
-        DEFAULT_LENGTHS.write_text(json.dumps(count(options.vocabulary, [options.gsm8k, options.math])) + "\n")
+        counted = count(options.vocabulary, [options.gsm8k, options.math])
+        DEFAULT_LENGTHS.write_text(json.dumps(counted) + "\n", encoding="utf-8")
     lengths = read_lengths(DEFAULT_LENGTHS)
     p50, p95 = np.percentile(lengths, (50, 95))
     largest = CONFIG.data.prompt_buckets[-1]

@@ -43,7 +43,7 @@ CURVES = {
 
 
 def hardware() -> list[str]:
-    found, rows = json.loads((RESULTS / "iteration.json").read_text()), []
+    found, rows = json.loads((RESULTS / "iteration.json").read_text(encoding="utf-8")), []
     for name, (device, trained, flags) in HARDWARE.items():
         exact, cached = found[name]["exact"], found[name]["cached"]
         hours = [f"{case['seconds'] * ITERATIONS / 3600:.0f} h" if case["fits"] else "does not fit" for case in (exact, cached)]
@@ -63,8 +63,9 @@ def results(found: dict) -> list[str]:
 
 
 if __name__ == "__main__":
-    found = json.loads((RESULTS / "comparison.json").read_text())
+    found = json.loads((RESULTS / "comparison.json").read_text(encoding="utf-8"))
     curves = {name: found["curves"][arm] for arm, name in CURVES.items()}
-    (ROOT / "docs" / "results.svg").write_text(figure(*accuracy_curves(found | {"curves": curves}, "evaluations")))
+    svg = figure(*accuracy_curves(found | {"curves": curves}, "evaluations"))
+    (ROOT / "docs" / "results.svg").write_text(svg, encoding="utf-8")
     insert("\n".join(hardware()) + "\n", ROOT / "README.md", "hardware")
     insert("\n".join(results(found)) + "\n", ROOT / "README.md", "results")

@@ -42,7 +42,7 @@ def read_runs(old: dict) -> dict[str, Runs]:
 
 
 def main():
-    old, folder = json.loads(pathlib.Path(sys.argv[1]).read_text()), pathlib.Path(sys.argv[2])
+    old, folder = json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8")), pathlib.Path(sys.argv[2])
     runs, everything = read_runs(old), np.ones((len(old["seeds"]), 1), bool)
     decidable = [claim for claim in CLAIMS if {claim.better, *claim.worse} <= set(runs) and claim.measure != HARD]
     correct = {budget: at_budget(runs, budget) for budget in get_args(Budget)}

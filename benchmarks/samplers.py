@@ -128,8 +128,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
         cases.append(case)
         print(json.dumps(case), flush=True)
     if arguments.output:
-        arguments.output.write_text("".join(json.dumps(case) + "\n" for case in cases))
-        arguments.output.with_suffix(".md").write_text(table(cases))
+        arguments.output.write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf-8")
+        arguments.output.with_suffix(".md").write_text(table(cases), encoding="utf-8")
     return cases
 
 

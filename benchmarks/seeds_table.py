@@ -49,7 +49,7 @@ def main():
     parser.add_argument("file", type=pathlib.Path)
     parser.add_argument("name", help="the table goes between <!-- NAME --> and <!-- /NAME -->")
     arguments = parser.parse_args()
-    results = [json.loads(path.read_text()) for path in sorted(arguments.folder.glob("*/result.json"))]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.folder.glob("*/result.json"))]
     insert(table(results), arguments.file, arguments.name)
 
 

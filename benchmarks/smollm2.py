@@ -82,7 +82,7 @@ def write_folder(folder: pathlib.Path) -> None:
         "bos_token_id": field("tokenizer.ggml.bos_token_id"), "eos_token_id": field("tokenizer.ggml.eos_token_id"),
         "pad_token_id": field("tokenizer.ggml.padding_token_id"),
     }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(values, indent=2))
+    (folder / "config.json").write_text(json.dumps(values, indent=2), encoding="utf-8")
     write_tokenizer(folder, field("tokenizer.ggml.tokens"), field("tokenizer.ggml.merges"), field("tokenizer.ggml.token_type"))
 
 
@@ -96,8 +96,9 @@ def write_tokenizer(folder: pathlib.Path, tokens: list[str], merges: list[str], 
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, to_bytes]},
         "model": {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges},
     }  # fmt: skip
-    (folder / "tokenizer.json").write_text(json.dumps(values))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}))
+    (folder / "tokenizer.json").write_text(json.dumps(values), encoding="utf-8")
+    special = {"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special), encoding="utf-8")
 
 
 def check_as_language_model(folder: pathlib.Path, start: pathlib.Path, texts: list[str]) -> dict:
@@ -207,7 +208,7 @@ def main() -> None:
     results = environment() | {"settings": settings} | results
     print(json.dumps(results, indent=2))
     if options.output:
-        options.output.write_text(json.dumps(results, indent=2) + "\n")
+        options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

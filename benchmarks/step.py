@@ -18,7 +18,7 @@ PARTS = ("layout", "rollout", "probe", "reward", "score", "update")
 
 def split(folder: pathlib.Path) -> dict:
     """Returns seconds: medians for a step and its parts, sums for the stages and the whole run."""
-    rows, result = read_rows(folder / "metrics.jsonl"), json.loads((folder / "result.json").read_text())
+    rows, result = read_rows(folder / "metrics.jsonl"), json.loads((folder / "result.json").read_text(encoding="utf-8"))
     steps = [row for row in rows if row["stage"] == "rl" and "time/rollout" in row]
     late = steps[2:] or steps
     evaluations = [row["time/total"] for row in rows if "eval/accuracy" in row]

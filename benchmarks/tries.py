@@ -53,7 +53,7 @@ def main():
                         f"{one['accuracy']:.1f}",
                     ]
                     lines.append("| " + " | ".join([arm, stage.name.removeprefix("seed-"), *cells]) + " |")
-    table.write_text("\n".join(lines) + "\n")
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

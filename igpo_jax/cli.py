@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+import io
 import logging
 import math
 import os
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags
 
 from igpo_jax.command_help import HELP, HELP_CONFIG, command_help, config_help
-from igpo_jax.runtime import interrupts
+from igpo_jax.runtime import interrupts, streams
 from igpo_jax.runtime.buckets import with_addresses
 from igpo_jax.runtime.files import require_unicode
 from igpo_jax.runtime.installation import working_folder
@@ -77,13 +78,20 @@ def tell(line: str) -> None:
     print(escape_controls(line), file=sys.stderr, flush=True)
 
 
-def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], list[str]]) -> None:
+def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], list[str]], log_only: bool = False) -> None:
     """Calls a command's `main` with the arguments that `parse` returns, and ends the process. If `main` or `parse` exits with a
     message, such as `error: ...`, the message becomes one line of at most `LONGEST` characters. In this message and in log
     messages, control characters are escaped, because file names may contain them. Paths of local copies of bucket folders are
-    replaced by the addresses of these folders. After an error, waits at most `PATIENCE` seconds for other threads, because the
-    threads of a failed save in Orbax can wait for each other for minutes. Hides the tracebacks that Orbax's threads and
-    coroutines print after a failed read, because these errors cannot be caught."""
+    replaced by the addresses of these folders. Characters that the encoding of stdout lacks are escaped, too. After an error,
+    waits at most `PATIENCE` seconds for other threads, because the threads of a failed save in Orbax can wait for each other
+    for minutes. Hides the tracebacks that Orbax's threads and coroutines print after a failed read, because these errors cannot
+    be caught.
+
+    What cannot be written to stderr, for example because the disk is full, is dropped. If `log_only` is True, this is also true
+    of stdout. Commands whose results are in files set `log_only`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as that of stderr
+    streams.use_as_log("stderr", *["stdout"] * log_only)
     sys.unraisablehook = lambda unraisable: logging.debug("not raised: %r", unraisable.exc_value)
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     logging.setLogRecordFactory(functools.partial(_escaped_record, logging.getLogRecordFactory()))

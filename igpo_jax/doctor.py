@@ -196,13 +196,14 @@ def host_memory() -> tuple[int, int]:
     neither number exceeds the limit."""
     total = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError):  # systems other than Linux have no such file
-        if found := re.search(r"^MemAvailable: +(\d+) kB", pathlib.Path("/proc/meminfo").read_text(), re.MULTILINE):
+        about = pathlib.Path("/proc/meminfo").read_text(encoding="utf-8")
+        if found := re.search(r"^MemAvailable: +(\d+) kB", about, re.MULTILINE):
             free = int(found[1]) * 1024
     limits = ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")
     for limit, used in ((pathlib.Path("/sys/fs/cgroup", name) for name in names) for names in limits):
         with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-            allowed = int(limit.read_text())
-            total, free = min(total, allowed), min(free, allowed - int(used.read_text()))
+            allowed = int(limit.read_text(encoding="utf-8"))
+            total, free = min(total, allowed), min(free, allowed - int(used.read_text(encoding="utf-8")))
     return total, max(free, 0)
 
 

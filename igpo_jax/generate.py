@@ -25,7 +25,7 @@ from igpo_jax.diffusion.unmasking import CACHES, COMMITS, REMASKINGS
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.buckets import local_file, require_model
 from igpo_jax.runtime.checks import MOST_SEED, require
-from igpo_jax.runtime.files import append_row, parse_json, read_bytes
+from igpo_jax.runtime.files import append_row, open_without_links, parse_json, read_bytes
 from igpo_jax.runtime.host import explain_shortage
 
 MODEL = flags.DEFINE_string("model", None, "The model's folder, also gs://BUCKET/MODEL, or its id on the hub.", required=True)
@@ -76,6 +76,9 @@ def main(_):
         options: dict[str, Any] = {"adapters": ADAPTERS.value, "dtype": DTYPE.value, "stage": STAGE.value}
         options |= {"trust": TRUST.value, "allow_nonfinite": ALLOW_NONFINITE.value}
         require_model(MODEL.value, "--model")
+        with distributed.raise_on_all_hosts():
+            if OUTPUT.value and jax.process_index() == 0:
+                open_without_links(pathlib.Path(OUTPUT.value), "ab").close()  # raises before the long work
         model = load(MODEL.value, **options, needs=needs)
         completions = complete(model, prompts)
         if jax.process_index() == 0:
@@ -88,17 +91,20 @@ def main(_):
 
 
 def print_completions(model: DiffusionLM, prompts: list[str], completions: list[Completion]) -> None:
-    """Prints the completions, with control characters escaped. If the flag --output names a file, also appends the completions
-    to this file."""
-    for number, completion in enumerate(completions):
-        prompt = prompts[number % len(prompts)] if prompts else ""
-        if SHOW.value:
-            show(model, completion)
-        text = str(completion.text) if len(completions) == 1 else f"--- {prompt!r}\n{completion.text}"
-        print(escape_controls(text), flush=True)
+    """Prints the completions, with control characters escaped. If the flag --output names a file, first appends the completions
+    to this file. If the file cannot be written, raises the error after all completions are printed."""
+    of_each = [prompts[number % len(prompts)] if prompts else "" for number in range(len(completions))]
+    try:
         if OUTPUT.value:
-            row = {"prompt": prompt, "text": completion.text, "tokens": completion.tokens.tolist()}
-            append_row(pathlib.Path(OUTPUT.value), row)
+            for prompt, completion in zip(of_each, completions, strict=True):
+                row = {"prompt": prompt, "text": completion.text, "tokens": completion.tokens.tolist()}
+                append_row(pathlib.Path(OUTPUT.value), row)
+    finally:
+        for prompt, completion in zip(of_each, completions, strict=True):
+            if SHOW.value:
+                show(model, completion)
+            text = str(completion.text) if len(completions) == 1 else f"--- {prompt!r}\n{completion.text}"
+            print(escape_controls(text), flush=True)
 
 
 def complete(model: DiffusionLM, prompts: list[str]) -> list[Completion]:

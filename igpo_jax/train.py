@@ -24,6 +24,7 @@ from igpo_jax.run.experiment import Experiment, open_experiment
 from igpo_jax.run.results import first_lines, result_lines, shown_path, write_result
 from igpo_jax.runtime import distributed, preemption
 from igpo_jax.runtime.buckets import with_addresses
+from igpo_jax.runtime.files import read_json
 from igpo_jax.runtime.host import cache_compiled_programs, explain_shortage
 from igpo_jax.runtime.installation import command_igpo
 from igpo_jax.runtime.preemption import Terminated
@@ -76,7 +77,7 @@ def train_and_report(experiment: Experiment) -> list[str]:
     try:
         train(experiment)
         if jax.process_index() == 0:
-            result = json.loads(write_result(experiment).read_text())
+            result = read_json(write_result(experiment))
             report = write_report(experiment.workdir)
             experiment.upload()
     except Terminated as stop:
@@ -110,7 +111,7 @@ def next_command(experiment: Experiment, folder: str) -> str:
 
 def run() -> None:
     flags.mark_flag_as_required("config")
-    run_command(main, parse_flags)
+    run_command(main, parse_flags, log_only=True)
 
 
 if __name__ == "__main__":

@@ -269,6 +269,30 @@ def test_completions_are_not_written_through_a_link(tmp_path):
     assert message == "error: --output=out is a symbolic link; give the file itself\n"
 
 
+def test_a_file_for_completions_that_cannot_be_written_is_told_before_the_model_is_read(tmp_path):
+    message = refused("generate", "--model=.", "--prompt=y", "--output=nowhere/out", cwd=tmp_path)
+    assert message == "error: [Errno 2] No such file or directory: 'nowhere/out'\n"
+
+
+@pytest.mark.slow
+def test_completions_are_printed_although_their_file_cannot_be_written(tmp_path):
+    program = """import resource, sys
+import numpy as np
+from absl import flags
+from igpo_jax import generate
+flags.FLAGS(["generate", "--model=x", "--output=out"])
+resource.setrlimit(resource.RLIMIT_FSIZE, (60, 60))  # as a disk that is full after one row
+texts = [generate.Completion(text, np.zeros(2, int), np.zeros(2, int)) for text in ("one", "two", "three")]
+try:
+    generate.print_completions(None, ["a", "b", "c"], texts)
+except OSError as error:
+    print(error.strerror, error.filename)"""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "--- 'a'\none\n--- 'b'\ntwo\n--- 'c'\nthree\nFile too large out\n", done.stderr
+    assert (tmp_path / "out").read_text().startswith('{"prompt": "a", "text": "one", "tokens": [0, 0]}\n')
+
+
 @pytest.mark.parametrize("arguments", [
     ("generate", "--model=x", "--prompt=y", "--seed={}"),
     ("evaluate", "--config=evaluate_math.py", "--config.model=x", "--config.seed={}"),
@@ -378,6 +402,20 @@ cli.run_command(main, cli.parse_arguments)"""
     *logged, message = done.stderr.splitlines()
     assert "\\x1b]52;c;YQ==\\x07 log" in "".join(logged) and "\x1b" not in done.stderr
     assert message.startswith("error: \\x1b[2J\\naaa") and message.endswith("a...") and len(message) < 11_000
+
+
+def test_characters_that_the_terminal_lacks_are_escaped():
+    program = """import sys
+from igpo_jax import cli
+def main(_):
+    print("accuracy \\xb1 1")
+    cli.tell("\\xe9")
+    sys.exit("error: \\xe9")
+cli.PATIENCE = 0.1
+cli.run_command(main, cli.parse_arguments)"""
+    environment = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONIOENCODING": ""}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("accuracy \\xb1 1\n", "\\xe9\nerror: \\xe9\n")
 
 
 def test_exceptions_that_nobody_can_catch_are_not_printed():

@@ -101,7 +101,7 @@ def main(_) -> None:
             write_comparison(folder, compare_runs(folder, arms, seeds, RL_SEEDS.value, QUICK.value))
     except (ValueError, RuntimeError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(escape_controls((folder / "comparison.md").read_text()))
+    print(escape_controls((folder / "comparison.md").read_text(encoding="utf-8")))
     print(escape_controls(f"report: {folder / 'comparison.html'}"))
 
 
@@ -118,7 +118,7 @@ def compare_on_tasks(folder: pathlib.Path, configs: list[str]) -> None:
     with locked(str(folder)):
         require_links_inside(folder)
         compare_tasks(folder, configs, [*given, *config_overrides(sys.argv[1:])], STAGES.value)
-    print(escape_controls((folder / "tasks.md").read_text()))
+    print(escape_controls((folder / "tasks.md").read_text(encoding="utf-8")))
     print(escape_controls(f"report: {folder / 'tasks.html'}"))
 
 
@@ -206,7 +206,7 @@ def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: li
 
 def run() -> None:
     flags.mark_flag_as_required("config")
-    run_command(main, parse_flags)
+    run_command(main, parse_flags, log_only=True)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ from igpo_jax.runtime.bucket_folders import local_results, opened_by_all, opened
 from igpo_jax.runtime.buckets import is_address, require_model, with_addresses
 from igpo_jax.runtime.checks import MOST_ROWS, MOST_TOKENS, present, require, require_seed
 from igpo_jax.runtime.distributed import check_same, raise_on_all_hosts
-from igpo_jax.runtime.files import atomic_write, is_inside, place_name, require_same_identity
+from igpo_jax.runtime.files import atomic_write, is_inside, place_name, read_json, require_same_identity
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks.benchmark import load_benchmark
@@ -276,7 +276,7 @@ def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: d
     begin, device = time.monotonic(), environment()
     measure = compare_samplers if SAMPLER_ERROR.value else run_benchmark
     numbers = {name: measure(model, config, name, loaded, folder) for name, loaded in problems.items()}
-    weights = json.loads((folder / "protocol.json").read_text())["weights"]
+    weights = read_json(folder / "protocol.json")["weights"]
     # A card may be published: it names folders without the path to them.
     named = {key: place_name(str(model.origin[key])) for key in ("path", "adapters") if key in model.origin}
     about = {"origin": model.origin | named, "weights": weights}

@@ -46,7 +46,7 @@ def environment() -> dict[str, Any]:
 def _commit() -> str | None:
     command, here = ["git", "describe", "--always", "--dirty"], pathlib.Path(__file__).parent
     try:
-        return subprocess.run(command, cwd=here, capture_output=True, text=True).stdout.strip() or None
+        return subprocess.run(command, cwd=here, capture_output=True, encoding="utf-8").stdout.strip() or None
     except OSError:  # no git on this host
         return None
 

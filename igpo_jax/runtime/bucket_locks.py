@@ -155,6 +155,7 @@ def _machine() -> str:
     """Returns a text that differs between machines, between starts of a machine, and between containers, whose process ids are
     independent of each other. On systems other than Linux, where this information is missing, returns a random text."""
     try:
-        return f"{pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:  # not Linux
         return str(uuid.uuid4())

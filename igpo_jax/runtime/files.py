@@ -283,7 +283,7 @@ def open_without_links(path: pathlib.Path, mode: str, encoding: str | None = Non
 def append_row(path: pathlib.Path, row: dict[str, Any]) -> None:
     """Appends a dict to a JSON Lines file. If the last line of the file has no end, ends it first. A killed process may have
     left such a line. Raises the errors of `open_without_links`."""
-    with open_without_links(path, "a+b") as file:
+    with named_errors(path), open_without_links(path, "a+b") as file:
         file.seek(max(0, file.tell() - 1))
         begin = "" if file.read(1) in (b"", b"\n") else "\n"
         file.write((begin + as_json_lines([row])).encode())

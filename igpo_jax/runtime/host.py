@@ -104,7 +104,8 @@ def cache_compiled_programs() -> None:
         kind = jax.devices()[0].device_kind.replace(" ", "-")
         if kind == "cpu":
             with contextlib.suppress(OSError, StopIteration):
-                features = next(line for line in open("/proc/cpuinfo") if line.startswith(("flags", "Features")))
+                lines = open("/proc/cpuinfo", encoding="utf-8")
+                features = next(line for line in lines if line.startswith(("flags", "Features")))
                 kind = f"cpu-{zlib.crc32(features.encode()):08x}"
         jax.config.update("jax_compilation_cache_dir", str(user_cache() / "compiled" / kind))
 

@@ -1,5 +1,5 @@
 """Makes SIGINT (^C), SIGTERM and SIGHUP end a command at any moment, with a message of one line. Imports only the standard
-library, so that a command can call `install` before its slow imports.
+library and `streams`, so that a command can call `install` before its slow imports.
 
 A thread reads the signals from a pipe. A signal handler would wait until a running compilation is finished, because Python runs
 handlers in the main thread, between two bytecodes. The thread ends the process with os._exit, because the interpreter's orderly
@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+
+from igpo_jax.runtime import streams
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME = 0.2  # seconds in which signals count as one: a terminal and a launcher may both deliver the same ^C
@@ -33,8 +35,11 @@ def install(text: str = "interrupted", sigterm_status: int = 128 + signal.SIGTER
     main thread.
 
     If SIGHUP is already ignored, as under nohup, it stays ignored. An ignored SIGINT does not stay ignored, because a shell
-    without job control makes its background jobs ignore ^C."""
+    without job control makes its background jobs ignore ^C.
+
+    Also opens standard streams that are closed, because each command calls this function first."""
     global _text, _sigterm_status
+    streams.open_closed()
     _text, _sigterm_status = text, sigterm_status
     atexit.unregister(_ignore)
     atexit.register(_ignore)

@@ -65,6 +65,6 @@ def remove_paths(folder: pathlib.Path) -> None:
         with contextlib.suppress(FileNotFoundError, PermissionError):  # it may be deleted meanwhile
             if not file.is_file() or file.is_symlink() or file.stat().st_nlink > 1:
                 continue
-            with file.open("r+") as opened:
+            with file.open("r+", encoding="utf-8") as opened:
                 opened.write("committed\n")
                 opened.truncate()

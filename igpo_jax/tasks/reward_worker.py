@@ -16,6 +16,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from igpo_jax.runtime import streams
+
 MEMORY = 4 * 2**30  # bytes of address space; grading that needs more raises MemoryError before the machine runs out of memory
 PR_SET_PDEATHSIG = 1  # of prctl
 MAX_REASON = 500  # characters of an error
@@ -31,6 +33,7 @@ def main(fd: str, functions: str) -> None:
     if not end_with_parent(connection):
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is handled by the training process
+    streams.use_as_log("stdout", "stderr")  # a function that prints does not fail because the disk is full
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     sys.set_int_max_str_digits(20_000)
     rewards: list[tuple[str, Reward]] = []

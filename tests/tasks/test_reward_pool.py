@@ -45,6 +45,18 @@ def test_verdicts_come_in_the_order_of_the_answers(pool):
     assert [v.reward for v in verdicts] == [2.0 * n for n in range(500)] and {v.outcome for v in verdicts} == {"ok"}
 
 
+def test_a_full_disk_with_the_log_costs_no_reward(pool, tmp_path, monkeypatch):
+    (tmp_path / "talking.py").write_text("def reward(problem, text):\n    print(text, flush=True)\n    return 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    stderr, full = os.dup(2), os.open("/dev/full", os.O_WRONLY)
+    try:
+        os.dup2(full, 2)
+        verdicts = graded(pool("talking:reward", deadline_seconds=20.0), "1", "2", "3")
+    finally:
+        os.dup2(stderr, 2)
+    assert [verdict.reward for verdict in verdicts] == [1.0] * 3
+
+
 TROUBLE = {"sleep": "timeout", "raise": "error", "die": "error", "fill memory": "error", "no number": "error"}
 TROUBLE["give up"] = "timeout"
 TROUBLE |= dict.fromkeys(["number as text", "nothing", "nan", "inf", "-inf", "1e300"], "error")

@@ -1,0 +1,45 @@
+"""Replaces standard streams of a command that are closed or that cannot be written. Imports only the standard library, so that
+a command can do this before its slow imports."""
+
+import contextlib
+import io
+import os
+import sys
+from typing import Any
+
+
+class _Log(io.FileIO):
+    """File that drops what cannot be written, for example because the disk is full. A closed pipe, as of `| head`, is still an
+    error, because it means that nobody reads the output any more."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            return len(data)
+
+
+def open_closed() -> None:
+    """Opens /dev/null in the place of each standard stream that is closed. Otherwise, the next file that this process opens
+    would get the stream's number, and libraries would write their messages into this file. Call this function first."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is that of the stream
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))
+
+
+def use_as_log(*names: str) -> None:
+    """Makes standard streams, "stdout" or "stderr", drop what cannot be written, so that a full disk that holds only the log of
+    a command does not end the command."""
+    for name in names:
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError):
+                stream.flush()
+            at_once = stream.line_buffering or stream.write_through  # the latter with PYTHONUNBUFFERED
+            binary = io.BufferedWriter(_Log(stream.fileno(), "w", closefd=False))
+            log = io.TextIOWrapper(binary, stream.encoding, "backslashreplace", line_buffering=at_once)
+            setattr(sys, name, log)
