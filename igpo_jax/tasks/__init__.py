@@ -28,7 +28,7 @@ def load_task(name: str) -> types.ModuleType:
     neither = f"task.name={name!r} is none of {', '.join(TASKS)}, and"
     try:
         module = importlib.import_module(name)
-    except Exception as error:  # a user's module may raise anything
+    except (Exception, SystemExit) as error:  # a user's module may raise anything, and may end with sys.exit()
         raise ValueError(f"{neither} no importable module: {type(error).__name__}: {error}") from None
     missing = [part for part in PARTS if not hasattr(module, part)]
     if missing:

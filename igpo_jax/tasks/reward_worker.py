@@ -37,7 +37,7 @@ def main(fd: str, functions: str) -> None:
     for name, options in (named := json.loads(functions)):
         try:
             rewards.append((name if len(named) > 1 else "", functools.partial(load(name), **options)))
-        except Exception as error:  # a user's module may raise anything; the pool reports it
+        except (Exception, SystemExit) as error:  # a user's module may raise anything; the pool reports it
             reply(connection, "loaded", describe(error, name if len(named) > 1 else ""))
             return
     reply(connection, "loaded", None)
@@ -59,12 +59,12 @@ def rewards_of(rewards: list[tuple[str, Reward]], problem: Any, text: str) -> li
             values.append(as_reward(reward(problem, text)))
         except TimeoutError:  # a time limit of the function counts like the pool's
             return None
-        except Exception as error:  # the answer gets no reward and the outcome "error"
+        except (Exception, SystemExit) as error:  # the answer gets no reward and the outcome "error"
             return describe(error, name)
     return values
 
 
-def describe(error: Exception, name: str) -> str:
+def describe(error: BaseException, name: str) -> str:
     """Returns the text of an error. `name` is the function that raised it, or "" if there is only one function."""
     return f"{name}: {type(error).__name__}: {error}".removeprefix(": ")
 

@@ -45,6 +45,8 @@ def moody(problem, text, scale=1.0):
             raise RuntimeError("not this one")
         case "die":
             os._exit(1)
+        case "exit":
+            sys.exit("not this one")
         case "fill memory":
             return float(len(bytearray(64 * 2**30)))
         case "stop later":

@@ -102,3 +102,6 @@ def test_a_task_may_be_a_module_of_ones_own(tmp_path, monkeypatch):
         load_task("half_task")
     with pytest.raises(ValueError, match="'bad_task' is none of arithmetic.*ZeroDivisionError"):
         load_task("bad_task")
+    (tmp_path / "script_task.py").write_text("import sys\nsys.exit()")
+    with pytest.raises(ValueError, match="'script_task' is none of arithmetic.*SystemExit"):
+        load_task("script_task")

@@ -46,7 +46,7 @@ def test_verdicts_come_in_the_order_of_the_answers(pool):
 
 
 TROUBLE = {"sleep": "timeout", "raise": "error", "die": "error", "fill memory": "error", "no number": "error"}
-TROUBLE["give up"] = "timeout"
+TROUBLE |= {"give up": "timeout", "exit": "error"}
 TROUBLE |= dict.fromkeys(["number as text", "nothing", "nan", "inf", "-inf", "1e300"], "error")
 
 
@@ -60,6 +60,7 @@ def test_every_kind_of_trouble_costs_its_own_answer_only(pool):
         assert verdict.outcome == TROUBLE.get(text, "ok"), (text, verdict)
         assert verdict.reward == (float(text) if text.isdigit() else 0.0)
     assert "not this one" in verdicts[texts.index("raise")].reason
+    assert "SystemExit: not this one" in verdicts[texts.index("exit")].reason
     assert "no verdict in 1 s" in verdicts[texts.index("sleep")].reason
     assert all(verdict.reason.startswith("problem 'id': ") for verdict in verdicts if verdict.outcome != "ok")
     for text, value in ("nan", "nan"), ("-inf", "-inf"), ("1e300", "1e+300"), ("nothing", "None"), ("no number", "'many'"):
@@ -135,6 +136,7 @@ def test_loading_a_reward_function_does_not_count_against_the_deadline(pool):
 @pytest.mark.parametrize("warm_up, starting, message", [
     ("import os, sys; os.write(int(sys.argv[1]), b'loading\\n')", 60.0, "while it was loaded, the function wrote into"),
     ("raise RuntimeError('no licence')", 60.0, "RuntimeError: no licence"),
+    ("raise SystemExit", 60.0, "SystemExit: "),
     ("time.sleep(1000)", 2.0, "it took more than 2 s to import and warm up"),
 ])  # fmt: skip
 def test_a_function_that_cannot_be_warmed_up_is_one_clear_error(warm_up, starting, message, pool, tmp_path, monkeypatch):
