@@ -20,6 +20,7 @@ MEMORY = 4 * 2**30  # bytes of address space; grading that needs more raises Mem
 PR_SET_PDEATHSIG = 1  # of prctl
 MAX_REASON = 500  # characters of an error
 LARGEST = 1e30  # maximum reward; rewards are stored in float32, whose maximum is 3.4e38, and may be scaled
+WORKER = os.getpid()
 Reward = Callable[..., Any]  # (problem, text) -> float
 
 
@@ -73,7 +74,10 @@ def reply(connection: Connection, subject: str | int, result: list[float] | str 
     """Sends a line of JSON, [subject, result], to the pool. `subject` is "loaded" or the number of an answer, counted from the
     start of this process. `result` is a list of rewards, the text of an error, or None. `Connection.send` is not used, because it
     announces the length of each message: if the reward function wrote junk to the connection, the pool could mistake it for a
-    length, and wait forever for the rest of the message."""
+    length, and wait forever for the rest of the message. A process that the reward function has forked, and that returns from it
+    like the worker, ends here: its replies would be taken for those on later answers."""
+    if os.getpid() != WORKER:
+        os._exit(0)
     if isinstance(result, str):
         result = result[:MAX_REASON].encode("utf-8", "replace").decode()
     line = json.dumps([subject, result]).encode() + b"\n"

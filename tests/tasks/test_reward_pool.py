@@ -102,6 +102,11 @@ def test_a_worker_that_reads_no_answers_is_late(pool):
     rescue.cancel()
 
 
+def test_a_forked_process_that_returns_from_the_function_gives_no_verdict(pool):
+    verdicts = graded(pool(workers=1), "2", "fork", "3", "fork and fail", "4", "5")
+    assert [(v.outcome, v.reward) for v in verdicts] == [("ok", reward) for reward in (2.0, 1.0, 3.0, 1.0, 4.0, 5.0)]
+
+
 @pytest.mark.parametrize("trouble, outcome", [("sleep", "timeout"), ("die", "error"), ("1", "ok")])
 def test_programs_that_a_function_has_started_end_with_their_worker(trouble, outcome, pool, tmp_path):
     one = pool(workers=1)
