@@ -99,11 +99,15 @@ def load(name: str) -> Reward:
     """Imports the module of a reward function, "package.module:name", and returns the function. First calls the module's function
     `warm_up()` if there is one."""
     module, _, function = name.partition(":")
-    imported = importlib.import_module(module)
-    reward = getattr(imported, function)
-    with contextlib.suppress(TimeoutError):  # a time limit of the function; what it has loaded stays loaded
-        getattr(imported, "warm_up", lambda: None)()
+    reward = getattr(importlib.import_module(module), function)
+    warm_up(module)
     return reward
+
+
+@functools.cache  # one call for all functions of a module
+def warm_up(module: str) -> None:
+    with contextlib.suppress(TimeoutError):  # a time limit of the function; what it has loaded stays loaded
+        getattr(sys.modules[module], "warm_up", lambda: None)()
 
 
 def as_reward(value: Any) -> float:

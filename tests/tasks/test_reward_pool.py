@@ -26,8 +26,8 @@ def pool(monkeypatch):
     monkeypatch.syspath_prepend(HELPERS)
     made = []
 
-    def make(function="reward_functions:moody", options=None, workers=2, deadline_seconds=1.0):
-        made.append(RewardPool(function, options or {}, workers, deadline_seconds))
+    def make(function="reward_functions:moody", options=None, workers=2, deadline_seconds=1.0, others=()):
+        made.append(RewardPool(function, options or {}, workers, deadline_seconds, others))
         return made[-1]
 
     yield make
@@ -157,6 +157,14 @@ def test_a_time_limit_of_the_warm_up_itself_is_no_error(pool, tmp_path, monkeypa
     (tmp_path / "tired.py").write_text(f"def warm_up():\n    raise TimeoutError\n\n{REWARD}")
     monkeypatch.syspath_prepend(tmp_path)
     assert [v.reward for v in graded(pool("tired:reward"), "1")] == [1.0]
+
+
+def test_a_module_with_several_functions_is_warmed_up_once_in_each_worker(pool, tmp_path, monkeypatch):
+    source = f"def warm_up():\n    open({str(tmp_path / 'calls')!r}, 'a').write('x')\n\n{REWARD}\ndef other(problem, text):\n    return 2.0\n"
+    (tmp_path / "warm.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    one = pool("warm:reward", workers=1, others=[("warm:other", {})])
+    assert [v.values for v in graded(one, "1")] == [(1.0, 2.0)] and (tmp_path / "calls").read_text() == "x"
 
 
 def test_no_file_of_the_working_folder_is_imported_at_the_start_of_a_worker(pool, tmp_path, monkeypatch):
