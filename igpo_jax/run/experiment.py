@@ -26,6 +26,7 @@ from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.hints import NOISE_KEYS
 from igpo_jax.run.bucket_runs import SETTINGS, run_folder
+from igpo_jax.run.code_history import code_history
 from igpo_jax.run.layout import check_divisibility, row_lengths, with_layout
 from igpo_jax.run.metrics import LOGS
 from igpo_jax.run.microbatch_choice import base_copy_stays, with_microbatches
@@ -41,6 +42,7 @@ from igpo_jax.tasks import load_task
 from igpo_jax.tasks.decontamination import content_of, untested
 from igpo_jax.tasks.grades import Grades, lack_of_verdicts
 from igpo_jax.tasks.noise import with_noise
+from igpo_jax.tasks.own_code import own_code
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool, reward_pool
 from igpo_jax.tasks.reward_terms import reward_terms, weighted_sum
@@ -244,12 +246,13 @@ def open_experiment(
             _check_dropped(workdir, experiment.dropped)
     with raise_on_all_hosts():
         files = experiment.files
-    check_same(files)
+    check_same(files | {"code": problems_fingerprint(own_code(configuration.to_json(requested)).items())})
     with raise_on_all_hosts():
         if jax.process_index() == 0:
             written: dict[str, Any] = data | ({"dropped": experiment.dropped} if experiment.dropped else {})
             if begun is not requested:  # config.json no longer has the first buckets
                 written |= {"prompt_buckets": list(begun.data.prompt_buckets)}
+            written |= code_history(workdir, configuration.to_json(requested))
             atomic_write(workdir / "data.json", json.dumps(written, indent=2))
             atomic_write(workdir / "config.json", json.dumps(configuration.to_json(requested), indent=2))
             upload()

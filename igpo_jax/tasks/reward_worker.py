@@ -1,5 +1,5 @@
 """Worker process of reward_pool.py, which grades answers. Its arguments are the file descriptor of the connection to the pool,
-and the reward functions as JSON (see `main`)."""
+the reward functions, and hashes of their files (see `main`)."""
 
 import contextlib
 import ctypes
@@ -16,6 +16,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from igpo_jax.tasks.own_code import file_digest
+
 MEMORY = 4 * 2**30  # bytes of address space; grading that needs more raises MemoryError before the machine runs out of memory
 PR_SET_PDEATHSIG = 1  # of prctl
 MAX_REASON = 500  # characters of an error
@@ -24,9 +26,10 @@ WORKER = os.getpid()
 Reward = Callable[..., Any]  # (problem, text) -> float
 
 
-def main(fd: str, functions: str) -> None:
+def main(fd: str, functions: str, files: str) -> None:
     """Grades answers until the pool closes the connection with the file descriptor `fd`. `functions` is JSON, [[name, options],
-    ...], with the name "package.module:name" and the keyword arguments of each reward function."""
+    ...], with the name "package.module:name" and the keyword arguments of each reward function. `files` is JSON, {file: hash},
+    with the files of the functions' modules when the pool was made. A worker that starts later must not use other code."""
     connection = Connection(int(fd))
     os.set_inheritable(int(fd), False)  # for programs that the function starts
     if not end_with_parent(connection):
@@ -40,6 +43,11 @@ def main(fd: str, functions: str) -> None:
             rewards.append((name if len(named) > 1 else "", functools.partial(load(name), **options)))
         except (Exception, SystemExit) as error:  # a user's module may raise anything; the pool reports it
             reply(connection, "loaded", describe(error, name if len(named) > 1 else ""))
+            return
+    for file, digest in json.loads(files).items():
+        if file_digest(file) != digest:
+            again = "run the same command again to continue with it as it is now, or restore it first"
+            reply(connection, "loaded", f"{file} has changed since this command began; {again}")
             return
     reply(connection, "loaded", None)
     number = 0

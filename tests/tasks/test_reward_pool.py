@@ -167,6 +167,24 @@ def test_a_module_with_several_functions_is_warmed_up_once_in_each_worker(pool, 
     assert [v.values for v in graded(one, "1")] == [(1.0, 2.0)] and (tmp_path / "calls").read_text() == "x"
 
 
+def test_a_worker_that_is_replaced_does_not_use_other_code(pool, tmp_path, monkeypatch):
+    """One timeout in a long run switched to the function as it was in the file by then."""
+    file = tmp_path / "edited.py"
+    source = "import time\n\ndef reward(problem, text):\n    return 1.0 if text == '1' else time.sleep(100)\n"
+    file.write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    one = pool("edited:reward", workers=1)
+    assert [v.reward for v in graded(one, "1")] == [1.0]
+    file.write_text(source.replace("1.0", "2.0"))
+    assert [v.reward for v in graded(one, "1")] == [1.0]
+    with pytest.raises(ValueError, match=f"'edited:reward' cannot be used: {file} has changed since this command began; run the"):
+        graded(one, "no", "1")
+    file.write_text(source)
+    assert [v.reward for v in graded(one, "1")] == [1.0]
+    file.write_text(source.replace("1.0", "2.0"))
+    assert [v.reward for v in graded(pool("edited:reward"), "1")] == [2.0]
+
+
 def test_no_file_of_the_working_folder_is_imported_at_the_start_of_a_worker(pool, tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
