@@ -38,7 +38,7 @@ from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import check_same, own_rows, raise_on_all_hosts, share_rows
 from igpo_jax.runtime.files import atomic_write, differing_keys, read_bytes, read_json, wrap_read_errors
 from igpo_jax.runtime.mesh import make_mesh
-from igpo_jax.tasks import load_task
+from igpo_jax.tasks import extracted_answer, load_task
 from igpo_jax.tasks.decontamination import content_of, untested
 from igpo_jax.tasks.grades import Grades, lack_of_verdicts
 from igpo_jax.tasks.noise import with_noise
@@ -119,8 +119,7 @@ class Experiment:
 
     def extract_answer(self, text: str) -> str | None:
         """Returns the answer that the run's task finds in the text of a completion, or None if there is no answer."""
-        task = load_task(self.config.task.name)
-        return task.extract_answer(text, **{name: self.config.task[name] for name in task.REWARD_OPTIONS})
+        return extracted_answer(self.config.task, text)
 
     def grade(self, problem_id: np.ndarray, completions: np.ndarray) -> Callable[[], Grades]:
         """Starts grading completions of RL problems. Returns a function that waits for the grades, see `rl.rollout.Grade`."""
