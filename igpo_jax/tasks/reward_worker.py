@@ -38,18 +38,21 @@ def main(fd: str, functions: str, files: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     sys.set_int_max_str_digits(20_000)
     rewards: list[tuple[str, Reward]] = []
+    trouble = None
     for name, options in (named := json.loads(functions)):
+        shown = name if len(named) > 1 else ""
         try:
-            rewards.append((name if len(named) > 1 else "", functools.partial(load(name), **options)))
+            rewards.append((shown, functools.partial(load(name), **options)))
         except (Exception, SystemExit) as error:  # a user's module may raise anything; the pool reports it
-            reply(connection, "loaded", describe(error, name if len(named) > 1 else ""))
-            return
+            trouble = describe(error, shown)
+            break
     for file, digest in json.loads(files).items():
         if file_digest(file) != digest:
             again = "run the same command again to continue with it as it is now, or restore it first"
-            reply(connection, "loaded", f"{file} has changed since this command began; {again}")
-            return
-    reply(connection, "loaded", None)
+            trouble = f"{file} has changed since this command began; {again}"
+    reply(connection, "loaded", trouble)
+    if trouble:
+        return
     number = 0
     # The pool closed the connection, or its process has ended.
     with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError), os.fdopen(int(fd), "rb", closefd=False) as answers:
