@@ -229,7 +229,7 @@ def load_config(argument: str) -> "ConfigDict":
         get_config = runpy.run_path(path)["get_config"]
         has_variants = bool(inspect.signature(get_config).parameters)
         config = get_config(*([variant] if colon and has_variants else []))
-    except Exception as error:  # a config file can raise anything
+    except (Exception, SystemExit) as error:  # a config file can raise anything
         in_file = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         line = error.lineno if isinstance(error, SyntaxError) else in_file[-1] if in_file else None
         cause: BaseException = error

@@ -312,6 +312,7 @@ def test_a_malformed_data_file_is_one_line(tmp_path):
         ("config = confg", ["confg"]),
         ("config = (", ["'(' was never closed"]),
         ("raise ValueError('no such variant')", ["no such variant"]),
+        ("raise SystemExit", ["SystemExit"]),
     ],
 )
 def test_a_mistake_in_a_config_file_is_named_with_its_line(line, words, tmp_path):

@@ -52,6 +52,7 @@ from igpo_jax.evaluate.protocol import (
     base_digest,
     benchmark_protocol,
     decode_config,
+    require_same_code,
     run_evaluation,
     weights_digest,
 )
@@ -275,7 +276,11 @@ def evaluate(config: ConfigDict, model: DiffusionLM, problems: dict, protocol: d
     """Runs all benchmarks, writes their results to card.json, and returns the content of card.json."""
     begin, device = time.monotonic(), environment()
     measure = compare_samplers if SAMPLER_ERROR.value else run_benchmark
-    numbers = {name: measure(model, config, name, loaded, folder) for name, loaded in problems.items()}
+    numbers = {}
+    for name, loaded in problems.items():
+        with raise_on_all_hosts():
+            require_same_code(config, name, protocol[name])
+        numbers[name] = measure(model, config, name, loaded, folder)
     weights = read_json(folder / "protocol.json")["weights"]
     # A card may be published: it names folders without the path to them.
     named = {key: place_name(str(model.origin[key])) for key in ("path", "adapters") if key in model.origin}

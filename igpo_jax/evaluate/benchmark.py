@@ -42,7 +42,7 @@ from igpo_jax.runtime.files import (
 from igpo_jax.runtime.mesh import batch_size_divisor
 from igpo_jax.runtime.progress import progress
 from igpo_jax.runtime.statistics import accuracy_interval, paired, problem_means
-from igpo_jax.tasks import load_task
+from igpo_jax.tasks import extracted_answer
 from igpo_jax.tasks.grades import FEW, lack_of_verdicts
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import OUTCOMES, RewardPool, reward_pool
@@ -91,8 +91,6 @@ def run_benchmark(
     prompts = prompts_of(model, config, problems)
     ids = (tokens[mask].tolist() for tokens, mask in zip(prompts.tokens, prompts.prompt_mask, strict=True))
     warn_of_no_text(present(model.tokenizer), f"prompts of {name}", ids)
-    task = load_task(part.task.name)
-    options = {key: part.task[key] for key in task.REWARD_OPTIONS}
     pool, terms = reward_pool(part.task, config.reward), reward_terms(config.reward.function)
     divisor, draws, total = batch_size_divisor(model.mesh), part.draws, len(problems) * part.draws
     size = config.batch_size or _rows_that_fit(model, config, decode)
@@ -108,7 +106,7 @@ def run_benchmark(
             verdicts = _verdicts(pool, answers, terms)
             for number, text, verdict, steps in zip(numbers, texts, verdicts, sampled.unmask_step, strict=True):
                 reward, correct, outcome = verdict
-                completion = {"draw": number % draws, "text": text, "extracted_answer": task.extract_answer(text, **options)}
+                completion = {"draw": number % draws, "text": text, "extracted_answer": extracted_answer(part.task, text)}
                 completion |= {"reward": float(reward), "correct": bool(correct), "outcome": OUTCOMES[int(outcome)]}
                 waiting.append(completion | {"steps": len(set(steps.tolist()) - {HINT})})
                 outcomes[completion["outcome"]] += 1

@@ -13,9 +13,11 @@ from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.run.bucket_runs import run_folder
 from igpo_jax.run.experiment import read_run_config
 from igpo_jax.runtime.buckets import all_files, path_of
+from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import read_json, wrap_read_errors
 from igpo_jax.tasks import load_task
 from igpo_jax.tasks.benchmark import benchmark
+from igpo_jax.tasks.own_code import own_code
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.weights.digest import files_digest, model_files, network_digest
 
@@ -75,11 +77,25 @@ def benchmark_protocol(config: ConfigDict, name: str, problems: Sequence[Problem
     deciding = ("name", "prompt", *load_task(task["name"]).REWARD_OPTIONS)  # the other keys select problems, see `data`
     protocol: dict[str, Any] = {"task": {key: task[key] for key in deciding if key in task}}
     protocol["reward"] = {key: config.reward[key] for key in ("function", "deadline_seconds", "after_eos")}
+    if code := _code(task, protocol["reward"]):
+        protocol["code"] = code
     protocol |= {"dtype": config.dtype or default_dtype(), "draws": part["draws"], "problems": len(problems)}
     protocol["data"] = problems_fingerprint((p.id, p.question, p.answer) for p in problems)
     protocol["decode"] = without_new_keys(config.decode.to_dict()) | {"temperature": part["temperature"]}
     prompts = {"chat": config.chat, "prefix": config.prefix, "prompt_length": max(config.prompt_buckets)}
     return protocol | prompts | {"seed": config.seed}
+
+
+def _code(task: dict[str, Any], reward: dict[str, Any]) -> list[str]:
+    """Returns "MODULE HASH" for each of the user's own modules. No dict, because the names of modules may contain dots."""
+    return [f"{module} {digest}" for module, digest in own_code({"task": task, "reward": reward}).items()]
+
+
+def require_same_code(config: ConfigDict, name: str, protocol: dict[str, Any]) -> None:
+    """Raises ValueError if the user's own code that grades a benchmark is not that of the benchmark's protocol any more."""
+    is_same = _code(config.benchmarks[name].task.to_dict(), protocol["reward"]) == protocol.get("code", [])
+    changed = f"benchmark {name}: the code of its task or reward has changed since the evaluation began"
+    require(is_same, f"{changed}; restore it and run the same command again, or give another --output")
 
 
 def weights_digest(origin: dict) -> str:

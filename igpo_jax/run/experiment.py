@@ -26,6 +26,7 @@ from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.hints import NOISE_KEYS
 from igpo_jax.run.bucket_runs import SETTINGS, run_folder
+from igpo_jax.run.code_history import code_history
 from igpo_jax.run.layout import check_divisibility, row_lengths, with_layout
 from igpo_jax.run.metrics import LOGS
 from igpo_jax.run.microbatch_choice import base_copy_stays, with_microbatches
@@ -37,10 +38,11 @@ from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import check_same, own_rows, raise_on_all_hosts, share_rows
 from igpo_jax.runtime.files import atomic_write, differing_keys, read_bytes, read_json, wrap_read_errors
 from igpo_jax.runtime.mesh import make_mesh
-from igpo_jax.tasks import load_task
+from igpo_jax.tasks import extracted_answer, load_task
 from igpo_jax.tasks.decontamination import content_of, untested
 from igpo_jax.tasks.grades import Grades, lack_of_verdicts
 from igpo_jax.tasks.noise import with_noise
+from igpo_jax.tasks.own_code import own_code
 from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool, reward_pool
 from igpo_jax.tasks.reward_terms import reward_terms, weighted_sum
@@ -117,8 +119,7 @@ class Experiment:
 
     def extract_answer(self, text: str) -> str | None:
         """Returns the answer that the run's task finds in the text of a completion, or None if there is no answer."""
-        task = load_task(self.config.task.name)
-        return task.extract_answer(text, **{name: self.config.task[name] for name in task.REWARD_OPTIONS})
+        return extracted_answer(self.config.task, text)
 
     def grade(self, problem_id: np.ndarray, completions: np.ndarray) -> Callable[[], Grades]:
         """Starts grading completions of RL problems. Returns a function that waits for the grades, see `rl.rollout.Grade`."""
@@ -244,12 +245,13 @@ def open_experiment(
             _check_dropped(workdir, experiment.dropped)
     with raise_on_all_hosts():
         files = experiment.files
-    check_same(files)
+    check_same(files | {"code": problems_fingerprint(own_code(configuration.to_json(requested)).items())})
     with raise_on_all_hosts():
         if jax.process_index() == 0:
             written: dict[str, Any] = data | ({"dropped": experiment.dropped} if experiment.dropped else {})
             if begun is not requested:  # config.json no longer has the first buckets
                 written |= {"prompt_buckets": list(begun.data.prompt_buckets)}
+            written |= code_history(workdir, configuration.to_json(requested))
             atomic_write(workdir / "data.json", json.dumps(written, indent=2))
             atomic_write(workdir / "config.json", json.dumps(configuration.to_json(requested), indent=2))
             upload()

@@ -20,7 +20,7 @@ from igpo_jax.run.experiment import Experiment
 from igpo_jax.run.metrics import benchmark_accuracies, read_log
 from igpo_jax.run.missing_files import log_sums
 from igpo_jax.runtime.bucket_folders import address_of
-from igpo_jax.runtime.files import atomic_write, wrap_read_errors
+from igpo_jax.runtime.files import atomic_write, read_json, wrap_read_errors
 from igpo_jax.runtime.installation import path_from_here
 from igpo_jax.runtime.progress import duration
 from igpo_jax.runtime.statistics import interval_text, percent, wilson
@@ -80,6 +80,9 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
         "data": experiment.data,
         "logs": log_sums(experiment.workdir),
     }
+    data = experiment.workdir / "data.json"
+    if code := read_json(data).get("code") if data.is_file() else None:  # more than one hash of a module: it changed in the run
+        result["code"] = code
     return result | logged | {"decode": decoding(experiment)} | environment()
 
 

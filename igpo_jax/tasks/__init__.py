@@ -13,10 +13,16 @@ are comparable, and has no questions in common with the other splits of the task
 that are also in the test split are dropped."""
 
 import importlib
+import logging
 import types
+from collections.abc import Mapping
+from typing import Any
 
 TASKS = ("arithmetic", "countdown", "math", "sudoku", "words")
 PARTS = ("defaults", "load", "reward", "extract_answer", "REWARD_OPTIONS")
+
+log = logging.getLogger(__name__)
+_failed: set[str] = set()  # tasks of whose `extract_answer` a failure was logged
 
 
 def load_task(name: str) -> types.ModuleType:
@@ -28,9 +34,28 @@ def load_task(name: str) -> types.ModuleType:
     neither = f"task.name={name!r} is none of {', '.join(TASKS)}, and"
     try:
         module = importlib.import_module(name)
-    except Exception as error:  # a user's module may raise anything
+    except (Exception, SystemExit) as error:  # a user's module may raise anything, and may end with sys.exit()
         raise ValueError(f"{neither} no importable module: {type(error).__name__}: {error}") from None
     missing = [part for part in PARTS if not hasattr(module, part)]
     if missing:
         raise ValueError(f"{neither} the module of that name is no task: it lacks {', '.join(missing)}")
     return module
+
+
+def extracted_answer(section: Mapping[str, Any], text: str) -> str | None:
+    """Returns the answer that a task finds in the text of a completion, or None if it finds none. `section` is the section
+    `task` of a configuration. If the task's `extract_answer` fails, or returns something other than text and None, the text has
+    no answer; the first failure is logged. Rewards do not depend on this answer."""
+    task = load_task(section["name"])
+    try:
+        answer = task.extract_answer(text, **{name: section[name] for name in task.REWARD_OPTIONS})
+        if not isinstance(answer, str | None):
+            raise TypeError(f"it returned {answer!r}")
+        (answer or "").encode()  # raises for a lone surrogate, which cannot be saved
+        return answer
+    except (Exception, SystemExit) as error:  # a user's function may raise anything
+        if section["name"] not in _failed:
+            _failed.add(section["name"])
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+            log.warning("extract_answer of the task %s fails: %s; such completions have no answer", section["name"], reason)
+        return None

@@ -26,6 +26,7 @@ from typing import Any
 from igpo_jax.runtime import interrupts
 from igpo_jax.runtime.files import parse_json
 from igpo_jax.tasks import load_task
+from igpo_jax.tasks.own_code import file_digest, own_files
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tasks.reward_terms import TASK, reward_terms
 
@@ -79,7 +80,8 @@ class RewardPool:
 
     The time for imports does not count against the deadline. A worker first imports the reward function, and calls `warm_up()`
     if the function's module defines it. Only then does the worker get its first answer. Therefore, `warm_up` must load
-    everything that the reward function would otherwise load during its first call.
+    everything that the reward function would otherwise load during its first call. All workers use the same code: if the file
+    of a user's own function has changed since the pool was made, no further worker starts.
 
     `reasons` is {outcome: newest reason why an answer has no verdict} for the outcomes "timeout" and "error". The first reason
     for an outcome is logged as a warning."""
@@ -94,6 +96,7 @@ class RewardPool:
     ):
         self.functions = [(function, options), *others]
         self._name = " + ".join(name for name, _ in self.functions)
+        self._files = {str(file): file_digest(file) for file in own_files(name for name, _ in self.functions).values()}
         self._number, self._deadline = workers, deadline_seconds
         self._workers: list[_Worker] = []
         self.reasons: dict[str, str] = {}
@@ -113,7 +116,7 @@ class RewardPool:
             needed = min(self._number, len(waiting))
             while len(self._workers) < needed:
                 with self._starting:
-                    self._workers.append(_Worker(self._name, self.functions))
+                    self._workers.append(_Worker(self._name, self.functions, self._files))
             for worker in self._workers:
                 if worker.ready() and worker.alive() and not worker.jobs and waiting:
                     self._died_loading = 0
@@ -188,13 +191,14 @@ class RewardPool:
 class _Worker:
     """Worker process of a reward pool, with its unfinished jobs (answers to grade)."""
 
-    def __init__(self, name: str, functions: Sequence[tuple[str, dict[str, Any]]]):
+    def __init__(self, name: str, functions: Sequence[tuple[str, dict[str, Any]]], files: dict[str, str]):
         self.connection, theirs = Pipe()
         os.set_blocking(self.connection.fileno(), False)  # a worker may stop reading in the middle of its answers
         # Workers import from this process's sys.path, including added entries. It is not passed as PYTHONPATH, where Python
         # looks for the module sitecustomize at its start. -P: Python adds no current folder of its own.
         path = [entry or os.getcwd() for entry in sys.path]
-        full = [sys.executable, "-P", "-c", WORKER, json.dumps(path), str(theirs.fileno()), json.dumps(functions)]
+        arguments = [str(theirs.fileno()), json.dumps(functions), json.dumps(files)]  # of `reward_worker.main`
+        full = [sys.executable, "-P", "-c", WORKER, json.dumps(path), *arguments]
         # A process group of its own keeps the terminal's signals away; only this process handles them. See also `end`.
         options: dict[str, Any] = {"pass_fds": [theirs.fileno()], "process_group": 0}
         # A function may print. Its output goes to stderr, because commands print their results to stdout, with --json as JSON.

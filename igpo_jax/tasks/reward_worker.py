@@ -1,5 +1,5 @@
 """Worker process of reward_pool.py, which grades answers. Its arguments are the file descriptor of the connection to the pool,
-and the reward functions as JSON (see `main`)."""
+the reward functions, and hashes of their files (see `main`)."""
 
 import contextlib
 import ctypes
@@ -17,17 +17,20 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from igpo_jax.runtime import streams
+from igpo_jax.tasks.own_code import file_digest
 
 MEMORY = 4 * 2**30  # bytes of address space; grading that needs more raises MemoryError before the machine runs out of memory
 PR_SET_PDEATHSIG = 1  # of prctl
 MAX_REASON = 500  # characters of an error
 LARGEST = 1e30  # maximum reward; rewards are stored in float32, whose maximum is 3.4e38, and may be scaled
+WORKER = os.getpid()
 Reward = Callable[..., Any]  # (problem, text) -> float
 
 
-def main(fd: str, functions: str) -> None:
+def main(fd: str, functions: str, files: str) -> None:
     """Grades answers until the pool closes the connection with the file descriptor `fd`. `functions` is JSON, [[name, options],
-    ...], with the name "package.module:name" and the keyword arguments of each reward function."""
+    ...], with the name "package.module:name" and the keyword arguments of each reward function. `files` is JSON, {file: hash},
+    with the files of the functions' modules when the pool was made. A worker that starts later must not use other code."""
     connection = Connection(int(fd))
     os.set_inheritable(int(fd), False)  # for programs that the function starts
     if not end_with_parent(connection):
@@ -37,13 +40,21 @@ def main(fd: str, functions: str) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     sys.set_int_max_str_digits(20_000)
     rewards: list[tuple[str, Reward]] = []
+    trouble = None
     for name, options in (named := json.loads(functions)):
+        shown = name if len(named) > 1 else ""
         try:
-            rewards.append((name if len(named) > 1 else "", functools.partial(load(name), **options)))
-        except Exception as error:  # a user's module may raise anything; the pool reports it
-            reply(connection, "loaded", describe(error, name if len(named) > 1 else ""))
-            return
-    reply(connection, "loaded", None)
+            rewards.append((shown, functools.partial(load(name), **options)))
+        except (Exception, SystemExit) as error:  # a user's module may raise anything; the pool reports it
+            trouble = describe(error, shown)
+            break
+    for file, digest in json.loads(files).items():
+        if file_digest(file) != digest:
+            again = "run the same command again to continue with it as it is now, or restore it first"
+            trouble = f"{file} has changed since this command began; {again}"
+    reply(connection, "loaded", trouble)
+    if trouble:
+        return
     number = 0
     # The pool closed the connection, or its process has ended.
     with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError), os.fdopen(int(fd), "rb", closefd=False) as answers:
@@ -62,12 +73,12 @@ def rewards_of(rewards: list[tuple[str, Reward]], problem: Any, text: str) -> li
             values.append(as_reward(reward(problem, text)))
         except TimeoutError:  # a time limit of the function counts like the pool's
             return None
-        except Exception as error:  # the answer gets no reward and the outcome "error"
+        except (Exception, SystemExit) as error:  # the answer gets no reward and the outcome "error"
             return describe(error, name)
     return values
 
 
-def describe(error: Exception, name: str) -> str:
+def describe(error: BaseException, name: str) -> str:
     """Returns the text of an error. `name` is the function that raised it, or "" if there is only one function."""
     return f"{name}: {type(error).__name__}: {error}".removeprefix(": ")
 
@@ -76,7 +87,10 @@ def reply(connection: Connection, subject: str | int, result: list[float] | str 
     """Sends a line of JSON, [subject, result], to the pool. `subject` is "loaded" or the number of an answer, counted from the
     start of this process. `result` is a list of rewards, the text of an error, or None. `Connection.send` is not used, because it
     announces the length of each message: if the reward function wrote junk to the connection, the pool could mistake it for a
-    length, and wait forever for the rest of the message."""
+    length, and wait forever for the rest of the message. A process that the reward function has forked, and that returns from it
+    like the worker, ends here: its replies would be taken for those on later answers."""
+    if os.getpid() != WORKER:
+        os._exit(0)
     if isinstance(result, str):
         result = result[:MAX_REASON].encode("utf-8", "replace").decode()
     line = json.dumps([subject, result]).encode() + b"\n"
@@ -98,11 +112,15 @@ def load(name: str) -> Reward:
     """Imports the module of a reward function, "package.module:name", and returns the function. First calls the module's function
     `warm_up()` if there is one."""
     module, _, function = name.partition(":")
-    imported = importlib.import_module(module)
-    reward = getattr(imported, function)
-    with contextlib.suppress(TimeoutError):  # a time limit of the function; what it has loaded stays loaded
-        getattr(imported, "warm_up", lambda: None)()
+    reward = getattr(importlib.import_module(module), function)
+    warm_up(module)
     return reward
+
+
+@functools.cache  # one call for all functions of a module
+def warm_up(module: str) -> None:
+    with contextlib.suppress(TimeoutError):  # a time limit of the function; what it has loaded stays loaded
+        getattr(sys.modules[module], "warm_up", lambda: None)()
 
 
 def as_reward(value: Any) -> float:

@@ -10,9 +10,18 @@ from sentencepiece import sentencepiece_model_pb2
 
 from igpo_jax.config import to_json
 from igpo_jax.evaluate.benchmark import compare
-from igpo_jax.evaluate.protocol import base_digest, benchmark_protocol, run_evaluation, weights_digest
+from igpo_jax.evaluate.protocol import (
+    base_digest,
+    base_evaluation,
+    benchmark,
+    benchmark_protocol,
+    require_same_code,
+    run_evaluation,
+    weights_digest,
+)
 from igpo_jax.run.metrics import read_rows
-from igpo_jax.runtime.files import as_json_lines
+from igpo_jax.runtime.files import as_json_lines, require_same_identity
+from igpo_jax.tasks import arithmetic
 from processes import ends, start
 
 TINY = pathlib.Path(__file__).parent / "tiny.py"
@@ -205,6 +214,28 @@ def test_a_run_hands_its_grader_and_its_numbers_to_its_evaluation(tmp_path):
     assert protocol["reward"] == {"function": "mine:f", "deadline_seconds": 3.0, "after_eos": True}
     assert protocol["dtype"] == "bfloat16" and protocol["decode"]["temperature"] == 0.0
     assert protocol["task"] == {"name": "arithmetic"}  # without the keys of supervised data
+
+
+def test_an_evaluation_does_not_mix_two_versions_of_a_reward_function(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    config = base_evaluation()
+    config.reward.function = "own_grader:f"
+    config.benchmarks.arithmetic = benchmark(arithmetic.defaults())
+
+    def protocol(source: str) -> dict:
+        (tmp_path / "own_grader.py").write_text(source)
+        return {"arithmetic": benchmark_protocol(config, "arithmetic", [])}
+
+    file, first = tmp_path / "protocol.json", protocol("def f(problem, text): return 1.0")
+    require_same_identity(file, first, "evaluation")
+    require_same_identity(file, protocol("def f(problem, text): return 1.0"), "evaluation")
+    with pytest.raises(ValueError, match=r"holds another evaluation \(differing: arithmetic.code\)"):
+        require_same_identity(file, protocol("def f(problem, text): return 0.0"), "evaluation")
+    with pytest.raises(ValueError, match="^benchmark arithmetic: the code of its task or reward has changed"):
+        require_same_code(config, "arithmetic", first["arithmetic"])
+    require_same_code(config, "arithmetic", benchmark_protocol(config, "arithmetic", []))
+    config.reward.function = ""
+    assert "code" not in benchmark_protocol(config, "arithmetic", [])
 
 
 def test_the_digest_of_weights_is_of_what_is_in_them_not_of_where_they_are(finished, tmp_path):

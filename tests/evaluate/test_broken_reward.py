@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from igpo_jax.run.metrics import read_rows
+from igpo_jax.tasks import arithmetic
 from igpo_jax.tasks.grades import FEW
 
 
@@ -44,3 +45,10 @@ def test_accuracy_is_that_of_the_first_function_and_the_reward_is_the_sum(evalua
     (tmp_path / "sums.jsonl").unlink()
     found = evaluate("0.5*own_functions:right + own_functions:half", 3)
     assert (found["pass@1"], found["reward"]) == (1.0, 1.0)
+
+
+def test_a_task_that_fails_to_find_answers_does_not_end_an_evaluation(evaluate, tmp_path, monkeypatch):
+    monkeypatch.setattr(arithmetic, "extract_answer", lambda text: text.no_such_part)
+    assert evaluate("own_functions:right", 3)["pass@1"] == 1.0
+    rows = read_rows(tmp_path / "sums.jsonl")
+    assert [completion["extracted_answer"] for row in rows for completion in row["completions"]] == [None] * 3

@@ -45,6 +45,15 @@ def moody(problem, text, scale=1.0):
             raise RuntimeError("not this one")
         case "die":
             os._exit(1)
+        case "fork" | "fork and fail":
+            if child := os.fork():
+                os.waitpid(child, 0)
+                return scale
+            if text == "fork":
+                return 999.0
+            raise RuntimeError("not this one")
+        case "exit":
+            sys.exit("not this one")
         case "fill memory":
             return float(len(bytearray(64 * 2**30)))
         case "stop later":

@@ -9,6 +9,7 @@ import pytest
 from igpo_jax import config as configuration
 from igpo_jax.run import problems as run_problems
 from igpo_jax.run.experiment import _with_saved_attention, open_experiment, read_run_config
+from igpo_jax.run.results import summarize
 from igpo_jax.tasks import math
 from run_configs import GSM8K_SAMPLE, contents, error_of, gsm8k, tiny
 
@@ -348,3 +349,29 @@ def test_other_solutions_of_held_out_problems_are_dropped(tmp_path, monkeypatch)
     assert json.loads(file.read_text())["dropped"] == {"heldout": dropped}
     file.write_text(json.dumps(experiment.data))  # of a run that kept them
     assert "the run began without the training problems none" in message_of(config, tmp_path / "run")
+
+
+def test_a_run_that_goes_on_with_other_code_warns_and_records_it(tmp_path, monkeypatch, caplog):
+    """A run went on with another reward without a word."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_reward.py").write_text("def right(problem, text):\n    return 1.0\n")
+    config = tiny(reward__function="own_reward:right")
+
+    def opened() -> list[str]:
+        caplog.clear()
+        experiment = open_experiment(config, tmp_path / "run")
+        code = json.loads((tmp_path / "run" / "data.json").read_text())["code"]
+        assert summarize(experiment)["code"] == code and list(code) == ["own_reward"]
+        return code["own_reward"]
+
+    first = opened()
+    assert len(first) == 1 and opened() == first and "has changed" not in caplog.text
+    (tmp_path / "own_reward.py").write_text("def right(problem, text):\n    return 0.0\n")
+    second = opened()
+    [message] = [record.getMessage() for record in caplog.records if "has changed" in record.getMessage()]
+    assert message.startswith(f"{tmp_path / 'run'}: the module own_reward has changed since the run was last opened; ")
+    assert second[:1] == first and len(set(second)) == 2 and opened() == second and "has changed" not in caplog.text
+    file = tmp_path / "run" / "data.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"code": {"own_reward": 1}}))
+    with pytest.raises(ValueError, match=f"{file}, key code, cannot be read"):
+        open_experiment(config, tmp_path / "run")

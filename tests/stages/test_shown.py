@@ -8,6 +8,7 @@ import pytest
 
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.stages.rl import _shown
+from igpo_jax.tasks import arithmetic
 from igpo_jax.tasks.grades import Grades
 from igpo_jax.tasks.problem import Problem
 
@@ -52,6 +53,12 @@ def test_a_row_says_what_was_read_and_how_it_was_judged():
     assert (late["extracted_answer"], late["correct"], late["outcome"], late["reward"]) == ("12", False, "timeout", 0.0)
     assert (right["extracted_answer"], right["correct"], right["outcome"], right["reward"]) == ("12", True, "ok", 1.0)
     assert right["text"] == "1=12" and right["end"] == 3
+
+
+def test_a_task_that_fails_to_find_answers_does_not_end_a_run(monkeypatch):
+    monkeypatch.setattr(arithmetic, "extract_answer", lambda text: np.int64(12))  # not serializable
+    late, right = rows()
+    assert late["extracted_answer"] is None and right["extracted_answer"] is None and right["correct"]
 
 
 def test_a_completion_without_a_verdict_is_shown_only_if_there_is_no_other():

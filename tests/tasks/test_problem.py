@@ -3,7 +3,7 @@ import logging
 
 import pytest
 
-from igpo_jax.tasks import load_task
+from igpo_jax.tasks import extracted_answer, load_task
 from igpo_jax.tasks.rows import read_rows
 
 
@@ -102,3 +102,22 @@ def test_a_task_may_be_a_module_of_ones_own(tmp_path, monkeypatch):
         load_task("half_task")
     with pytest.raises(ValueError, match="'bad_task' is none of arithmetic.*ZeroDivisionError"):
         load_task("bad_task")
+    (tmp_path / "script_task.py").write_text("import sys\nsys.exit()")
+    with pytest.raises(ValueError, match="'script_task' is none of arithmetic.*SystemExit"):
+        load_task("script_task")
+
+
+@pytest.mark.parametrize("name, body, reason", [
+    ("index", "raise IndexError('no such part')", "IndexError: no such part"), ("exits", "raise SystemExit", "SystemExit:"),
+    ("number", "return 7", "TypeError: it returned 7"), ("nan", "return float('nan')", "TypeError: it returned nan"),
+    ("data", "return b'7'", r"TypeError: it returned b'7'"), ("half", r"return '\ud800'", "UnicodeEncodeError: "),
+])  # fmt: skip
+def test_a_task_that_fails_to_find_an_answer_is_told_once_and_ends_nothing(name, body, reason, tmp_path, monkeypatch, caplog):
+    """The function runs in the process of the training. What it returns goes into JSON Lines files."""
+    monkeypatch.syspath_prepend(tmp_path)
+    source = f"from igpo_jax.tasks.arithmetic import *\n\ndef extract_answer(text):\n    if text == 'right':\n        return '7'\n    {body}\n"
+    (tmp_path / f"{name}_answer.py").write_text(source)
+    section = {"name": f"{name}_answer"}
+    assert [extracted_answer(section, text) for text in ("right", "1", "2")] == ["7", None, None]
+    [message] = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"extract_answer of the task {name}_answer fails: {reason}")

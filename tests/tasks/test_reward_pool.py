@@ -26,8 +26,8 @@ def pool(monkeypatch):
     monkeypatch.syspath_prepend(HELPERS)
     made = []
 
-    def make(function="reward_functions:moody", options=None, workers=2, deadline_seconds=1.0):
-        made.append(RewardPool(function, options or {}, workers, deadline_seconds))
+    def make(function="reward_functions:moody", options=None, workers=2, deadline_seconds=1.0, others=()):
+        made.append(RewardPool(function, options or {}, workers, deadline_seconds, others))
         return made[-1]
 
     yield make
@@ -58,7 +58,7 @@ def test_a_full_disk_with_the_log_costs_no_reward(pool, tmp_path, monkeypatch):
 
 
 TROUBLE = {"sleep": "timeout", "raise": "error", "die": "error", "fill memory": "error", "no number": "error"}
-TROUBLE["give up"] = "timeout"
+TROUBLE |= {"give up": "timeout", "exit": "error"}
 TROUBLE |= dict.fromkeys(["number as text", "nothing", "nan", "inf", "-inf", "1e300"], "error")
 
 
@@ -72,6 +72,7 @@ def test_every_kind_of_trouble_costs_its_own_answer_only(pool):
         assert verdict.outcome == TROUBLE.get(text, "ok"), (text, verdict)
         assert verdict.reward == (float(text) if text.isdigit() else 0.0)
     assert "not this one" in verdicts[texts.index("raise")].reason
+    assert "SystemExit: not this one" in verdicts[texts.index("exit")].reason
     assert "no verdict in 1 s" in verdicts[texts.index("sleep")].reason
     assert all(verdict.reason.startswith("problem 'id': ") for verdict in verdicts if verdict.outcome != "ok")
     for text, value in ("nan", "nan"), ("-inf", "-inf"), ("1e300", "1e+300"), ("nothing", "None"), ("no number", "'many'"):
@@ -113,6 +114,11 @@ def test_a_worker_that_reads_no_answers_is_late(pool):
     rescue.cancel()
 
 
+def test_a_forked_process_that_returns_from_the_function_gives_no_verdict(pool):
+    verdicts = graded(pool(workers=1), "2", "fork", "3", "fork and fail", "4", "5")
+    assert [(v.outcome, v.reward) for v in verdicts] == [("ok", reward) for reward in (2.0, 1.0, 3.0, 1.0, 4.0, 5.0)]
+
+
 @pytest.mark.parametrize("trouble, outcome", [("sleep", "timeout"), ("die", "error"), ("1", "ok")])
 def test_programs_that_a_function_has_started_end_with_their_worker(trouble, outcome, pool, tmp_path):
     one = pool(workers=1)
@@ -147,6 +153,7 @@ def test_loading_a_reward_function_does_not_count_against_the_deadline(pool):
 @pytest.mark.parametrize("warm_up, starting, message", [
     ("import os, sys; os.write(int(sys.argv[1]), b'loading\\n')", 60.0, "while it was loaded, the function wrote into"),
     ("raise RuntimeError('no licence')", 60.0, "RuntimeError: no licence"),
+    ("raise SystemExit", 60.0, "SystemExit: "),
     ("time.sleep(1000)", 2.0, "it took more than 2 s to import and warm up"),
 ])  # fmt: skip
 def test_a_function_that_cannot_be_warmed_up_is_one_clear_error(warm_up, starting, message, pool, tmp_path, monkeypatch):
@@ -162,6 +169,32 @@ def test_a_time_limit_of_the_warm_up_itself_is_no_error(pool, tmp_path, monkeypa
     (tmp_path / "tired.py").write_text(f"def warm_up():\n    raise TimeoutError\n\n{REWARD}")
     monkeypatch.syspath_prepend(tmp_path)
     assert [v.reward for v in graded(pool("tired:reward"), "1")] == [1.0]
+
+
+def test_a_module_with_several_functions_is_warmed_up_once_in_each_worker(pool, tmp_path, monkeypatch):
+    source = f"def warm_up():\n    open({str(tmp_path / 'calls')!r}, 'a').write('x')\n\n{REWARD}\ndef other(problem, text):\n    return 2.0\n"
+    (tmp_path / "warm.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    one = pool("warm:reward", workers=1, others=[("warm:other", {})])
+    assert [v.values for v in graded(one, "1")] == [(1.0, 2.0)] and (tmp_path / "calls").read_text() == "x"
+
+
+def test_a_worker_that_is_replaced_does_not_use_other_code(pool, tmp_path, monkeypatch):
+    """One timeout in a long run switched to the function as it was in the file by then."""
+    file = tmp_path / "edited.py"
+    source = "import time\n\ndef reward(problem, text):\n    return 1.0 if text == '1' else time.sleep(100)\n"
+    file.write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    one = pool("edited:reward", workers=1)
+    assert [v.reward for v in graded(one, "1")] == [1.0]
+    for other in (source.replace("1.0", "2.0"), "("):
+        file.write_text(other)
+        with pytest.raises(ValueError, match=f"'edited:reward' cannot be used: {file} has changed since this command began; run"):
+            graded(one, "no", "1")
+        file.write_text(source)
+        assert [v.reward for v in graded(one, "1")] == [1.0]
+    file.write_text(source.replace("1.0", "2.0"))
+    assert [v.reward for v in graded(pool("edited:reward"), "1")] == [2.0]
 
 
 def test_no_file_of_the_working_folder_is_imported_at_the_start_of_a_worker(pool, tmp_path, monkeypatch):
