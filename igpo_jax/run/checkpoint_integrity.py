@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from igpo_jax.run.metrics import LOGS
 from igpo_jax.runtime.buckets import BucketError, all_files, names_in, read_range
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import first_line, folder_size, parse_json, require_file, require_plausible
+from igpo_jax.runtime.files import first_line, folder_size, is_inside, parse_json, require_file, require_plausible
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import to_host
 from igpo_jax.runtime.orbax_files import COMMITTED, METADATA, MOST_METADATA, check_files, check_whole_files
@@ -24,6 +24,7 @@ from igpo_jax.runtime.orbax_files import COMMITTED, METADATA, MOST_METADATA, che
 log = logging.getLogger(__name__)
 
 MOST_DIGITS = 15  # of a step
+COPY = "put the folder of the checkpoints in the place of the link"
 NO_LINK = "is a symbolic link; remove it, or put the folder of the checkpoint in its place"
 # Stage -> (name of the configuration's fingerprint in the metadata, splits on which the stage depends). The fingerprint of the
 # supervised stage leaves out the keys of the RL stage, because the arms of a comparison share supervised checkpoints.
@@ -98,8 +99,10 @@ def is_step(name: str) -> bool:
 def steps_in(folder: pathlib.Path) -> list[int]:
     """Returns the steps of the checkpoints in a folder in ascending order. Saves that were not finished are left out. Raises
     ValueError if a symbolic link has the name of a step: Orbax cannot delete it, and many links could lead to one checkpoint,
-    which would be read again and again."""
+    which would be read again and again. Also raises ValueError if a link makes `folder`, which is RUN/checkpoints/STAGE, lead
+    out of the run, because the weights of another place could then be exported."""
     if isinstance(folder, pathlib.Path):
+        require(is_inside(folder, folder.parents[1]), f"{folder} leads to {folder.resolve()}, outside of the run; {COPY}")
         paths = [path for path in folder.glob("*") if is_step(path.name)]
         for path in paths:
             require(not path.is_symlink(), f"{path} {NO_LINK}")

@@ -392,6 +392,23 @@ def test_a_link_to_its_own_folder_is_not_copied(tmp_path):
     assert not list((tmp_path / "grpo.new").rglob("link"))
 
 
+@pytest.mark.parametrize("place, kind", [
+    ("checkpoints", "to a folder"), ("checkpoints/sft", "to a folder"), ("checkpoints/sft/4/array", "that leads out of"),
+    ("tokenizer.model", "that leads out of"),
+])  # fmt: skip
+def test_a_supervised_stage_outside_of_its_folder_is_not_copied(place, kind, tmp_path):
+    link, private = tmp_path / "supervised" / place, tmp_path / "private"
+    link.parent.mkdir(parents=True)
+    if kind == "to a folder":
+        (private / "sft").mkdir(parents=True)
+    else:
+        private.write_text("private")
+    link.symlink_to(private)
+    with pytest.raises(ValueError, match=f"{link} is a link {kind}"):
+        create_run_folder(tmp_path / "grpo")
+    assert not (tmp_path / "grpo").exists()
+
+
 def test_a_finished_run_of_another_seed_is_refused(tmp_path):
     result = tmp_path / "seed-0" / "supervised" / "result.json"
     result.parent.mkdir(parents=True)

@@ -149,6 +149,22 @@ def test_a_link_in_the_place_of_a_checkpoint_is_refused(target, saved, tmp_path)
             use()
 
 
+@pytest.mark.parametrize("place", ["checkpoints", "checkpoints/sft"])
+def test_checkpoints_outside_of_the_run_are_refused(place, saved, tmp_path):
+    """Weights of another place could be exported through a link in a stranger's folder."""
+    link = tmp_path / "run" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(saved if place.endswith("sft") else saved.parent)
+    folder = tmp_path / "run" / "checkpoints" / saved.name
+    for use in (lambda: newest(folder), lambda: has_checkpoints(tmp_path / "run")):
+        with pytest.raises(ValueError, match=f"{folder} leads to {saved}, outside of the run"):
+            use()
+    link.unlink()
+    kept = shutil.copytree(saved, tmp_path / "run" / "kept" / "sft")
+    link.symlink_to(kept if place.endswith("sft") else kept.parent)
+    assert newest(folder) == 2
+
+
 def test_a_link_in_the_place_of_an_unfinished_save_is_refused(saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "run" / "checkpoints" / "sft")
     (folder / "7.orbax-checkpoint-tmp").symlink_to("2")
