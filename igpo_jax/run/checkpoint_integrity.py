@@ -1,6 +1,8 @@
 """Detects damaged checkpoints and checkpoints of other runs. Damage is found with a checksum of each array and a CRC-32 of the
 metadata. Another run is recognized by the fingerprints of its configuration and data."""
 
+import dataclasses
+import hashlib
 import json
 import logging
 import math
@@ -13,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from igpo_jax.config import NUMERICS
+from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.run.metrics import LOGS
 from igpo_jax.runtime.buckets import BucketError, all_files, names_in, read_range
 from igpo_jax.runtime.checks import require
@@ -20,6 +24,7 @@ from igpo_jax.runtime.files import first_line, folder_size, is_inside, parse_jso
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import to_host
 from igpo_jax.runtime.orbax_files import COMMITTED, METADATA, MOST_METADATA, check_files, check_whole_files
+from igpo_jax.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -146,13 +151,27 @@ def read_metadata(checkpoint: pathlib.Path) -> dict[str, Any] | None:
     return about
 
 
+def network_hash(model: ModelConfig, tokenizer: Tokenizer) -> str:
+    """Returns a hash of what, besides the weights and the vocabulary, decides which texts a model writes: the settings of the
+    network, the special ids, the ids that are never drawn, and the chat template. The hash of the tokenizer's file covers none
+    of them, because they come from config.json, tokenizer_config.json and special_tokens_map.json."""
+
+    def settings(values: Any) -> dict[str, Any]:
+        """Returns the fields that have other values than their defaults, so that a new field does not change all hashes."""
+        fields = {field.name: field.default for field in dataclasses.fields(values) if field.name not in NUMERICS}
+        return {name: getattr(values, name) for name, default in fields.items() if getattr(values, name) != default}
+
+    settings_of_both = {"network": settings(model), "chat": settings(tokenizer.chat)}
+    return hashlib.sha256(json.dumps(settings_of_both, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
     """Returns "" if a checkpoint belongs to the run. Otherwise returns what differs, as the predicate of a sentence, such as
     "was saved with another configuration".
 
     `about` is the metadata of a checkpoint of the given stage. `identity` describes the run, see `Experiment.identity`. Both
-    contain the fingerprint of the configuration, and hashes of the tokenizer and of the base model. Under the key `data`, both
-    contain the fingerprints of the data splits. A fingerprint or hash that `about` or `identity` lacks is not compared."""
+    contain the fingerprint of the configuration, and hashes of the tokenizer, of the network's settings (see `network_hash`) and
+    of the base model. Under the key `data`, both contain the fingerprints of the data splits. A fingerprint or hash that `about` or `identity` lacks is not compared."""
     name, splits = IDENTITIES[stage]
     if name in about and about[name] != identity.get(name, about[name]):
         return (
@@ -165,6 +184,11 @@ def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, 
         return (
             "was saved with another base model in model.path, or by an earlier version, which computed the model's hash in "
             "another way; put the model back, or give another --workdir"
+        )
+    if "network" in about and about["network"] != identity.get("network", about["network"]):
+        return (
+            "was saved with other settings of the model in model.path (config.json, tokenizer_config.json or "
+            "special_tokens_map.json); put these files back, or give another --workdir"
         )
     saved, data = about.get("data", {}), identity.get("data", {})
     changed = [split for split in splits if split in saved and saved[split] != data.get(split, saved[split])]
