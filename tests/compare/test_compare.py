@@ -97,6 +97,25 @@ def test_runs_with_different_training_problems_are_compared_only_if_their_arms_s
     assert compare("grpo", "igpo", "grpo_few", values=("a1", "a1", "b2"))["problems"] == PROBLEMS
 
 
+@pytest.mark.parametrize("name", ["base", "network", "tokenizer"])
+def test_runs_from_different_models_are_not_compared(name, folder):
+    """Another model may have been put into model.path between the runs. Each seed may have its own model (--stages)."""
+    same = {"tokenizer": "t", "network": "n", "base": "b"}
+
+    def compare(**values):
+        for run, value in values.items():
+            file = folder / f"seed-{run[-1]}" / run[:-1] / "result.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"base": same | {name: value}}))
+        return numbers.compare_runs(folder, ["grpo", "igpo"], [0, 1])
+
+    with pytest.raises(ValueError, match="seed-0/grpo and .*seed-0/igpo began from different models in model.path; train"):
+        compare(grpo0="a", igpo0="b")
+    assert compare(grpo0="a", igpo0="a", grpo1="b", igpo1="b")["problems"] == PROBLEMS
+    file = folder / "seed-0" / "igpo" / "result.json"  # of an earlier version
+    file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "base"}))
+    assert compare(grpo0="c")["problems"] == PROBLEMS
+
+
 SEEDS = [0, 1, 2]
 
 
