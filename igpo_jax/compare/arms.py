@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from igpo_jax import config as configuration
 from igpo_jax.run.experiment import as_begun, keys_of_other_run
 from igpo_jax.runtime.checks import MOST_SEED, require
-from igpo_jax.runtime.files import read_json, require_same_identity, require_stored
+from igpo_jax.runtime.files import is_inside, read_json, require_same_identity, require_stored
 from igpo_jax.runtime.progress import duration
 
 Overrides = dict[str, Any]
@@ -22,6 +22,7 @@ Run = tuple[int, str, int]  # seed of the supervised stage, arm, RL seed
 MOST_SEEDS = 1000  # of supervised stages, far more than a comparison needs
 MOST_READ = 1 << 16  # bytes at the end of a run's log
 SUPERVISED = "supervised"  # in place of an arm: the supervised stage itself
+STARTS = ("tokenizer.model", "metrics.jsonl", "evaluations.jsonl")  # of the supervised stage, with which the arms begin
 
 NO_HINTS: Overrides = {"inpainting.enabled": False}
 # The reference code's hints and loss (docs/method.md section 15): hints show the answer, and the entropy filter is bypassed.
@@ -197,18 +198,20 @@ def path_of(folder: pathlib.Path, seed: int, arm: str, rl_seed: int) -> pathlib.
 def create_run_folder(run: pathlib.Path) -> None:
     """Creates the folder of a run. If the supervised stage of the same seed has been trained, copies the results of this stage
     into the folder. The results can be reused, because the supervised stage is bitwise equal for all arms. Raises ValueError
-    if the checkpoints contain a link to a folder, because a link to its own folder would be copied again and again."""
+    if the checkpoints contain a link to a folder, because a link to its own folder would be copied again and again, or a link
+    that leads out of the run."""
     new, source = run.with_name(f"{run.name}.new"), run.with_name(SUPERVISED)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     if source.is_dir():  # does not exist if this is the supervised run itself
-        saved = source / "checkpoints" / "sft"
-        for path in saved.rglob("*"):
+        saved, files = source / "checkpoints" / "sft", [source / name for name in STARTS]
+        for path in (saved.parent, saved, *saved.rglob("*"), *files):
             require(not (path.is_symlink() and path.is_dir()), f"{path} is a link to a folder; put the folder in its place")
+            require(is_inside(path, source), f"{path} is a link that leads out of {source}; put the file in its place")
         shutil.copytree(saved, new / "checkpoints" / "sft", copy_function=_copy)
-        for name in ("tokenizer.model", "metrics.jsonl", "evaluations.jsonl"):
-            if (source / name).is_file():
-                _copy(source / name, new / name)
+        for file in files:
+            if file.is_file():
+                _copy(file, new / file.name)
     new.rename(run)
 
 

@@ -310,8 +310,8 @@ def compare_runs(
 ) -> dict[str, Any]:
     """Returns the contents of comparison.json. `folder` has `rl_seeds` runs for each arm and each seed of the supervised stage.
     `quick` is true if the runs had few iterations (--quick). Raises ValueError if a run is not finished, if its files cannot be
-    read, if the runs of a stage were evaluated on different test problems, or if runs whose arms have the same task were
-    trained on different problems."""
+    read, if the runs of a stage began from different models or were evaluated on different test problems, or if runs whose arms
+    have the same task were trained on different problems."""
 
     def of_stage(seed: int, arm: str) -> list[RunNumbers]:
         return [read_run_numbers(folder / f"seed-{seed}" / run_name(arm, rl_seed)) for rl_seed in range(rl_seeds)]
@@ -323,6 +323,7 @@ def compare_runs(
     for seed in seeds:
         of_seed = [(folder / f"seed-{seed}" / run_name(arm, n), arm, run.result) for arm, of, n, run in every if of == seed]
         _require_same_problems(of_seed)
+        _require_same_base(of_seed)
     with wrap_read_errors(folder):
         correct = {budget: at_budget(runs, budget) for budget in get_args(Budget)}
         hard = hardest_third(correct["prompts"])
@@ -356,6 +357,19 @@ def _require_same_problems(runs: list[tuple[pathlib.Path, str, dict[str, Any]]])
         for same_keys in found.values():
             told = " and ".join(map(str, same_keys.values()))
             require(len(same_keys) < 2, f"{told} were {use} problems; train them with the same problem files")
+
+
+def _require_same_base(runs: list[tuple[pathlib.Path, str, dict[str, Any]]]) -> None:
+    """Raises ValueError if runs (folder, arm, result.json) began from different models. Runs of earlier versions have not
+    recorded the hashes of their model, see `Experiment.files`."""
+    found: dict[str, dict[str, pathlib.Path]] = {}  # what was hashed -> hash -> run
+    for run, _, result in runs:
+        hashes = result.get("base")
+        for name, value in hashes.items() if isinstance(hashes, dict) else ():
+            found.setdefault(name, {})[str(value)] = run
+    for same in found.values():
+        told = " and ".join(map(str, same.values()))
+        require(len(same) < 2, f"{told} began from different models in model.path; train them from the same model")
 
 
 def _curves(run: RunNumbers) -> dict[str, list[float]]:

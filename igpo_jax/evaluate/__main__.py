@@ -60,6 +60,7 @@ from igpo_jax.evaluate.published import published_beside
 from igpo_jax.evaluate.regrade import regrade
 from igpo_jax.evaluate.samplers import compare_samplers
 from igpo_jax.evaluate.summaries import card_lines, diff_lines
+from igpo_jax.run.checkpoint_integrity import network_hash
 from igpo_jax.run.results import environment
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.bucket_folders import local_results, opened_by_all, opened_output, share_files
@@ -254,10 +255,11 @@ def output_folder(model: DiffusionLM) -> str:
 
 
 def check_identity(folder: pathlib.Path, model: DiffusionLM, protocol: dict, upload: Callable[[], None]) -> None:
-    """Records the protocol and hashes of the weights and the tokenizer in the file protocol.json of an evaluation's folder.
-    Raises ValueError on all processes if the folder belongs to an evaluation with another protocol, other weights or another
-    tokenizer, or if a process cannot see the files that process 0 writes. If the folder is in a bucket, `upload` uploads
-    changed files (see `opened_by_all`)."""
+    """Records the protocol and hashes of the weights and the tokenizer in the file protocol.json of an evaluation's folder, and
+    for a run also a hash of the network's settings. The hash of the weights of any other model covers its settings. Raises
+    ValueError on all processes if the folder belongs to an evaluation with another protocol or another model, or if a process
+    cannot see the files that process 0 writes. If the folder is in a bucket, `upload` uploads changed files (see
+    `opened_by_all`)."""
     with raise_on_all_hosts():
         if jax.process_index() == 0:
             tokenizer = present(model.tokenizer)
@@ -265,6 +267,7 @@ def check_identity(folder: pathlib.Path, model: DiffusionLM, protocol: dict, upl
             used = {"hash": tokenizer.digest, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
             identity = {"weights": weights_digest(model.origin), "tokenizer": used, "protocol": protocol}
             identity |= {"compared_with": "the exact sampler"} if SAMPLER_ERROR.value else {}
+            identity |= {"network": network_hash(model.config, tokenizer)} if "step" in model.origin else {}
             identity |= {"base": base} if (base := base_digest(model.origin)) else {}
             folders = ("exact/", "fast/") if SAMPLER_ERROR.value else ("",)
             results = [folder / "card.json", *(folder / f"{place}{name}.jsonl" for name in protocol for place in folders)]

@@ -1,6 +1,8 @@
 """Detects damaged checkpoints and checkpoints of other runs. Damage is found with a checksum of each array and a CRC-32 of the
 metadata. Another run is recognized by the fingerprints of its configuration and data."""
 
+import dataclasses
+import hashlib
 import json
 import logging
 import math
@@ -13,17 +15,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from igpo_jax.config import NUMERICS
+from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.run.metrics import LOGS
 from igpo_jax.runtime.buckets import BucketError, all_files, names_in, read_range
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import first_line, folder_size, parse_json, require_file, require_plausible
+from igpo_jax.runtime.files import first_line, folder_size, is_inside, parse_json, require_file, require_plausible
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.mesh import to_host
 from igpo_jax.runtime.orbax_files import COMMITTED, METADATA, MOST_METADATA, check_files, check_whole_files
+from igpo_jax.tokenizers import Tokenizer
 
 log = logging.getLogger(__name__)
 
 MOST_DIGITS = 15  # of a step
+COPY = "put the folder of the checkpoints in the place of the link"
 NO_LINK = "is a symbolic link; remove it, or put the folder of the checkpoint in its place"
 # Stage -> (name of the configuration's fingerprint in the metadata, splits on which the stage depends). The fingerprint of the
 # supervised stage leaves out the keys of the RL stage, because the arms of a comparison share supervised checkpoints.
@@ -98,8 +104,10 @@ def is_step(name: str) -> bool:
 def steps_in(folder: pathlib.Path) -> list[int]:
     """Returns the steps of the checkpoints in a folder in ascending order. Saves that were not finished are left out. Raises
     ValueError if a symbolic link has the name of a step: Orbax cannot delete it, and many links could lead to one checkpoint,
-    which would be read again and again."""
+    which would be read again and again. Also raises ValueError if a link makes `folder`, which is RUN/checkpoints/STAGE, lead
+    out of the run, because the weights of another place could then be exported."""
     if isinstance(folder, pathlib.Path):
+        require(is_inside(folder, folder.parents[1]), f"{folder} leads to {folder.resolve()}, outside of the run; {COPY}")
         paths = [path for path in folder.glob("*") if is_step(path.name)]
         for path in paths:
             require(not path.is_symlink(), f"{path} {NO_LINK}")
@@ -143,13 +151,27 @@ def read_metadata(checkpoint: pathlib.Path) -> dict[str, Any] | None:
     return about
 
 
+def network_hash(model: ModelConfig, tokenizer: Tokenizer) -> str:
+    """Returns a hash of what, besides the weights and the vocabulary, decides which texts a model writes: the settings of the
+    network, the special ids, the ids that are never drawn, and the chat template. The hash of the tokenizer's file covers none
+    of them, because they come from config.json, tokenizer_config.json and special_tokens_map.json."""
+
+    def settings(values: Any) -> dict[str, Any]:
+        """Returns the fields that have other values than their defaults, so that a new field does not change all hashes."""
+        fields = {field.name: field.default for field in dataclasses.fields(values) if field.name not in NUMERICS}
+        return {name: getattr(values, name) for name, default in fields.items() if getattr(values, name) != default}
+
+    settings_of_both = {"network": settings(model), "chat": settings(tokenizer.chat)}
+    return hashlib.sha256(json.dumps(settings_of_both, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
     """Returns "" if a checkpoint belongs to the run. Otherwise returns what differs, as the predicate of a sentence, such as
     "was saved with another configuration".
 
     `about` is the metadata of a checkpoint of the given stage. `identity` describes the run, see `Experiment.identity`. Both
-    contain the fingerprint of the configuration, and hashes of the tokenizer and of the base model. Under the key `data`, both
-    contain the fingerprints of the data splits. A fingerprint or hash that `about` or `identity` lacks is not compared."""
+    contain the fingerprint of the configuration, and hashes of the tokenizer, of the network's settings (see `network_hash`) and
+    of the base model. Under the key `data`, both contain the fingerprints of the data splits. A fingerprint or hash that `about` or `identity` lacks is not compared."""
     name, splits = IDENTITIES[stage]
     if name in about and about[name] != identity.get(name, about[name]):
         return (
@@ -162,6 +184,11 @@ def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, 
         return (
             "was saved with another base model in model.path, or by an earlier version, which computed the model's hash in "
             "another way; put the model back, or give another --workdir"
+        )
+    if "network" in about and about["network"] != identity.get("network", about["network"]):
+        return (
+            "was saved with other settings of the model in model.path (config.json, tokenizer_config.json or "
+            "special_tokens_map.json); put these files back, or give another --workdir"
         )
     saved, data = about.get("data", {}), identity.get("data", {})
     changed = [split for split in splits if split in saved and saved[split] != data.get(split, saved[split])]

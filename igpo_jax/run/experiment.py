@@ -26,6 +26,7 @@ from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.rl.hints import NOISE_KEYS
 from igpo_jax.run.bucket_runs import SETTINGS, run_folder
+from igpo_jax.run.checkpoint_integrity import network_hash
 from igpo_jax.run.code_history import code_history
 from igpo_jax.run.layout import check_divisibility, row_lengths, with_layout
 from igpo_jax.run.metrics import LOGS
@@ -86,12 +87,15 @@ class Experiment:
 
     @functools.cached_property
     def files(self) -> dict[str, str]:
-        """Hashes of the files that the whole run needs. The hash of the tokenizer is always among them. The hash of the model
-        in model.path is among them if this model is the base of LoRA adapters, or if there is no supervised stage. Without a
-        supervised stage, the model is the reference of the KL term."""
-        needed = self.config.model.path and (self.config.lora or not self.config.sft.updates)
-        base = {"base": network_digest(self.config.model.path)} if needed else {}
-        return {"tokenizer": self.tokenizer.digest} | base
+        """Hashes of the files that the whole run needs. The hash of the tokenizer is always among them. With model.path, so is
+        the hash of this model's settings, see `network_hash`. The hash of its weights is among them if it is the base of LoRA
+        adapters, or if there is no supervised stage. Without a supervised stage, it is the reference of the KL term."""
+        path, hashes = self.config.model.path, {"tokenizer": self.tokenizer.digest}
+        if path:
+            hashes["network"] = network_hash(self.model, self.tokenizer)
+        if path and (self.config.lora or not self.config.sft.updates):
+            hashes["base"] = network_digest(path)
+        return hashes
 
     @functools.cached_property
     def base_copy_stays(self) -> bool:

@@ -18,7 +18,7 @@ from igpo_jax.model.sharding import Params
 from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.run.bucket_runs import checkpoints_of, run_folder
 from igpo_jax.run.checkpoint import Checkpoints
-from igpo_jax.run.checkpoint_integrity import misnamed, steps_in
+from igpo_jax.run.checkpoint_integrity import misnamed, network_hash, steps_in
 from igpo_jax.run.experiment import as_begun, read_run_config, run_tokenizer
 from igpo_jax.run.layout import row_lengths
 from igpo_jax.run.missing_files import lost_checkpoint
@@ -103,6 +103,8 @@ def restore_run(
     begun = as_begun(workdir, values)
     identity = {"fingerprint": configuration.fingerprint(begun), "sft_fingerprint": configuration.fingerprint(begun, "sft")}
     identity["tokenizer"] = tokenizer.digest
+    if origin:
+        identity["network"] = network_hash(model, tokenizer)
     if config.lora is not None:
         identity["base"] = network_digest(origin)
     with Checkpoints(folder, keep=config.checkpoints_kept, identity=identity, read_only=True) as checkpoints:

@@ -78,6 +78,7 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
         "microbatches": experiment.config.rl.microbatches,
         "fingerprint": experiment.fingerprint,
         "data": experiment.data,
+        "base": experiment.files if experiment.config.model.path else {},
         "logs": log_sums(experiment.workdir),
     }
     data = experiment.workdir / "data.json"

@@ -79,8 +79,8 @@ def read_model_json(folder: str | os.PathLike) -> dict[str, Any]:
 def model_config(values: dict[str, Any], *, special: Mapping[str, int] = {}, **numerics: Any) -> ModelConfig:
     """Returns the configuration of the network that a Hugging Face config.json describes. `special` is {name: id} of the
     special tokens in the tokenizer's files. It is used for the ids that config.json does not have. `numerics` contains other
-    fields of `ModelConfig`, such as param_dtype, compute_dtype and remat. Raises ValueError if a key is missing, or if a value
-    is invalid or selects an unsupported computation."""
+    fields of `ModelConfig`, such as param_dtype, compute_dtype and remat. Raises ValueError if a key is missing, if a value is
+    invalid or selects an unsupported computation, or if config.json and `special` give MASK different ids."""
     family = family_of(values)
     tied = values.get(family.tied, False)
     if family.required:
@@ -100,6 +100,10 @@ def model_config(values: dict[str, Any], *, special: Mapping[str, int] = {}, **n
     mask_id, eos_id = ids.values()
     if mask_id == eos_id:
         raise ValueError(f"config.json: mask_token_id={mask_id} must differ from {list(ids)[1]}")
+    masks = {name: special[name] for name in MASK_TOKENS if name in special}
+    if masks and mask_id not in masks.values():
+        [name, other], *_ = masks.items()
+        raise ValueError(f"config.json: mask_token_id={mask_id}, but the tokenizer's {name} is {other}; MASK has one id")
     if values.get("head_dim") is not None and (head := _integer(values, "head_dim")) * sizes["heads"] != sizes["width"]:
         sizes["head_dim"] = head
     sizes |= {"rope_theta": _rope_theta(values), "rope_scaling": scaling, "norm_epsilon": _positive(values, "rms_norm_eps")}

@@ -97,6 +97,25 @@ def test_runs_with_different_training_problems_are_compared_only_if_their_arms_s
     assert compare("grpo", "igpo", "grpo_few", values=("a1", "a1", "b2"))["problems"] == PROBLEMS
 
 
+@pytest.mark.parametrize("name", ["base", "network", "tokenizer"])
+def test_runs_from_different_models_are_not_compared(name, folder):
+    """Another model may have been put into model.path between the runs. Each seed may have its own model (--stages)."""
+    same = {"tokenizer": "t", "network": "n", "base": "b"}
+
+    def compare(**values):
+        for run, value in values.items():
+            file = folder / f"seed-{run[-1]}" / run[:-1] / "result.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"base": same | {name: value}}))
+        return numbers.compare_runs(folder, ["grpo", "igpo"], [0, 1])
+
+    with pytest.raises(ValueError, match="seed-0/grpo and .*seed-0/igpo began from different models in model.path; train"):
+        compare(grpo0="a", igpo0="b")
+    assert compare(grpo0="a", igpo0="a", grpo1="b", igpo1="b")["problems"] == PROBLEMS
+    file = folder / "seed-0" / "igpo" / "result.json"  # of an earlier version
+    file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "base"}))
+    assert compare(grpo0="c")["problems"] == PROBLEMS
+
+
 SEEDS = [0, 1, 2]
 
 
@@ -390,6 +409,23 @@ def test_a_link_to_its_own_folder_is_not_copied(tmp_path):
     with pytest.raises(ValueError, match=f"{link} is a link to a folder; put the folder in its place"):
         create_run_folder(tmp_path / "grpo")
     assert not list((tmp_path / "grpo.new").rglob("link"))
+
+
+@pytest.mark.parametrize("place, kind", [
+    ("checkpoints", "to a folder"), ("checkpoints/sft", "to a folder"), ("checkpoints/sft/4/array", "that leads out of"),
+    ("tokenizer.model", "that leads out of"),
+])  # fmt: skip
+def test_a_supervised_stage_outside_of_its_folder_is_not_copied(place, kind, tmp_path):
+    link, private = tmp_path / "supervised" / place, tmp_path / "private"
+    link.parent.mkdir(parents=True)
+    if kind == "to a folder":
+        (private / "sft").mkdir(parents=True)
+    else:
+        private.write_text("private")
+    link.symlink_to(private)
+    with pytest.raises(ValueError, match=f"{link} is a link {kind}"):
+        create_run_folder(tmp_path / "grpo")
+    assert not (tmp_path / "grpo").exists()
 
 
 def test_a_finished_run_of_another_seed_is_refused(tmp_path):

@@ -118,6 +118,31 @@ def test_a_base_model_that_was_replaced_is_noticed(command, llada, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("file, changes", [
+    ("config.json", {"rope_theta": 2.0}), ("tokenizer_config.json", {"unk_token": "The"}),
+], ids=["network", "never drawn"])  # fmt: skip
+def test_settings_of_the_base_that_were_changed_are_noticed(file, changes, command, llada, tmp_path):
+    """The checkpoints of a run without adapters have all weights, but the network's settings come from the base."""
+    base = shutil.copytree(llada, tmp_path / "base")
+    run, output = tmp_path / "run", tmp_path / "evaluation"
+    given = ("--config.lora.rank=0", "--config.model.param_dtype=float32", "--config.rl.iterations=1")
+    assert train(command, base, run, *given).returncode == 0
+    assert command("evaluate", f"--workdir={run}", f"--output={output}").returncode == 0
+    values = json.loads((base / file).read_text())
+    (base / file).write_text(json.dumps(values | changes))
+    shutil.rmtree(run / "checkpoints" / "rl")
+    (run / "result.json").unlink()
+    done = train(command, base, run, *given, "--accept_loss")
+    changed = "was saved with other settings of the model in model.path"
+    assert done.returncode == 1 and changed in done.stderr and "Traceback" not in done.stderr
+    done = command("evaluate", f"--workdir={run}", "--stage=sft", f"--output={output}")
+    assert done.returncode == 1 and "differing: weights, network" in done.stderr
+    assert changed in command("generate", f"--model={run}", "--prompt=1+1=", *SHORT).stderr
+    done = command("convert", f"--source={run}", f"--target={tmp_path / 'new'}", "--format=huggingface")
+    assert changed in done.stderr
+
+
+@pytest.mark.slow
 def test_evaluate_and_generate_work_on_the_run(command, run):
     done = command("evaluate", f"--workdir={run}", "--json")
     assert done.returncode == 0, done.stderr
@@ -285,7 +310,10 @@ def test_a_missing_tokenizer_is_found_before_weights_are_read(command, llada, tm
     shutil.copy(llada / "config.json", tmp_path / "bare")  # without weights: reading them would be another error
     done = command(*(argument.format(bare=tmp_path / "bare", config=CONFIG) for argument in arguments), cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"{tmp_path / 'bare'} must have one tokenizer, but has neither tokenizer.json nor vocab.json nor a *.model file" in done.stderr
+    assert (
+        f"{tmp_path / 'bare'} must have one tokenizer, but has neither tokenizer.json nor vocab.json nor a *.model file"
+        in done.stderr
+    )
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Checkpoints that a stranger made or renamed: links, pipes, sparse files, huge chunks and wrong steps are noticed before Orbax
 reads the files."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,10 +14,15 @@ import pytest
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
+from igpo_jax.config import with_tokenizer
+from igpo_jax.model.attention import RopeScaling
+from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.run import checkpoint_integrity as integrity
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.missing_files import check_links, has_checkpoints
 from igpo_jax.runtime.files import folder_size
+from igpo_jax.tokenizers import load_tokenizer
+from tokenizer_files import write_tokenizer
 
 KEY = jax.random.key(3)
 LENGTH = 32
@@ -149,6 +155,22 @@ def test_a_link_in_the_place_of_a_checkpoint_is_refused(target, saved, tmp_path)
             use()
 
 
+@pytest.mark.parametrize("place", ["checkpoints", "checkpoints/sft"])
+def test_checkpoints_outside_of_the_run_are_refused(place, saved, tmp_path):
+    """Weights of another place could be exported through a link in a stranger's folder."""
+    link = tmp_path / "run" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(saved if place.endswith("sft") else saved.parent)
+    folder = tmp_path / "run" / "checkpoints" / saved.name
+    for use in (lambda: newest(folder), lambda: has_checkpoints(tmp_path / "run")):
+        with pytest.raises(ValueError, match=f"{folder} leads to {saved}, outside of the run"):
+            use()
+    link.unlink()
+    kept = shutil.copytree(saved, tmp_path / "run" / "kept" / "sft")
+    link.symlink_to(kept if place.endswith("sft") else kept.parent)
+    assert newest(folder) == 2
+
+
 def test_a_link_in_the_place_of_an_unfinished_save_is_refused(saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "run" / "checkpoints" / "sft")
     (folder / "7.orbax-checkpoint-tmp").symlink_to("2")
@@ -215,3 +237,26 @@ def test_another_tokenizer_is_another_run():
     assert "another base model in model.path, or by an earlier" in integrity.other_identity("rl", {"base": "a"}, {"base": "b"})
     assert not integrity.other_identity("rl", {}, {"base": "b"}) and not integrity.other_identity("rl", {"base": "a"}, {})
     assert "another tokenizer" in integrity.other_identity("rl", {"tokenizer": "a"}, {"tokenizer": "b"})
+    assert "other settings of the model in" in integrity.other_identity("sft", {"network": "a"}, {"network": "b"})
+    assert not integrity.other_identity("rl", {}, {"network": "b"}) and not integrity.other_identity("rl", {"network": "a"}, {})
+
+
+def test_the_hash_of_a_network_covers_its_settings_and_ids_but_not_its_numerics(tmp_path):
+    ids, file = write_tokenizer(tmp_path), tmp_path / "tokenizer_config.json"
+    sizes = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 2, "mlp_width": 8}
+    model = ModelConfig(vocab_size=336, mask_id=ids["<|mdm_mask|>"], eos_id=ids["<|endoftext|>"], **sizes)
+
+    def hashed(unk_token=None, **changes):
+        file.write_text(json.dumps({"eos_token": "<|endoftext|>", "unk_token": unk_token}))
+        tokenizer = load_tokenizer(tmp_path, model.mask_id)
+        return integrity.network_hash(dataclasses.replace(with_tokenizer(model, tokenizer, tmp_path), **changes), tokenizer)
+
+    changes = {"rope_theta": 2.0, "norm_epsilon": 1e-3, "mask_id": 7, "shift": True, "tied_head": True}
+    changes["rope_scaling"] = RopeScaling(8.0, 1.0, 4.0, 64)
+    others = {hashed(), hashed(unk_token="The"), *(hashed(**{name: value}) for name, value in changes.items())}
+    assert len(others) == 2 + len(changes)
+    assert hashed(compute_dtype="bfloat16", attention="auto", remat="full", base_dtype="int8") == hashed()
+    tokenizer = load_tokenizer(tmp_path, model.mask_id)
+    before = integrity.network_hash(model, tokenizer)
+    tokenizer.chat = dataclasses.replace(tokenizer.chat, system="You are helpful.")
+    assert integrity.network_hash(model, tokenizer) != before

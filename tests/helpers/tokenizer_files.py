@@ -37,6 +37,6 @@ def write_tokenizer(
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
     if (folder / "config.json").is_file():  # the model's config.json
         values = json.loads((folder / "config.json").read_text())
-        values["eos_token_id"] = tokenizer.token_to_id(BASE[1])
+        values |= {"eos_token_id": tokenizer.token_to_id(BASE[1]), "mask_token_id": tokenizer.token_to_id(BASE[3])}
         (folder / "config.json").write_text(json.dumps(values))
     return {name: tokenizer.token_to_id(name) for name in special}

@@ -295,6 +295,19 @@ def test_a_mask_id_that_the_config_lacks_is_looked_up_in_the_tokenizer(tmp_path)
     assert folder_model_config(tmp_path).mask_id == 5
 
 
+def test_a_mask_id_that_contradicts_the_tokenizer_is_refused(tmp_path):
+    def config(mask_id, *names):
+        added = [{"id": 5 + number, "content": name} for number, name in enumerate(names)]
+        (tmp_path / "config.json").write_text(json.dumps(llada_config(PLAIN, 64) | {"mask_token_id": mask_id}))
+        (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+        return folder_model_config(tmp_path)
+
+    for names in ((), ("<|other|>",), ("<|mdm_mask|>",), ("[MASK]", "<|mdm_mask|>"), ("<|mdm_mask|>", "[MASK]")):
+        assert config(4 + len(names) if names else 6, *names).mask_id
+    with pytest.raises(ValueError, match="mask_token_id=7, but the tokenizer's <.mdm_mask.> is 5; MASK has one id"):
+        config(7, "<|mdm_mask|>", "<|other|>")
+
+
 def test_known_releases_are_compared_file_by_file(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="no sums are known of 'LLaDA-9B'; there are those of LLaDA-8B-Base"):
