@@ -28,8 +28,8 @@ from igpo_jax.config import Config, parse
 from igpo_jax.data.buckets import best_buckets, padding_share, rollout_batches
 from igpo_jax.data.pipeline import encode_question, hintable_tokens
 from igpo_jax.model.attention import LANES
-from igpo_jax.run.experiment import run_tokenizer, train_tokenizer
 from igpo_jax.run.problems import BENCHMARK, load_run_problems
+from igpo_jax.run.tokenizer import run_tokenizer, train_tokenizer
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.files import atomic_write
 from igpo_jax.tasks import load_task

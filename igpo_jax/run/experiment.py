@@ -5,7 +5,6 @@ import functools
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -31,13 +30,14 @@ from igpo_jax.run.code_history import code_history
 from igpo_jax.run.layout import check_divisibility, row_lengths, with_layout
 from igpo_jax.run.metrics import LOGS
 from igpo_jax.run.microbatch_choice import base_copy_stays, with_microbatches
-from igpo_jax.run.missing_files import RESTORE, STAGES, check_identities, check_links, check_stages, has_checkpoints
+from igpo_jax.run.missing_files import STAGES, check_identities, check_links, check_stages, has_checkpoints
 from igpo_jax.run.problems import BENCHMARK, Benchmark, ProblemSet, Splits, load_run_problems
+from igpo_jax.run.tokenizer import run_tokenizer, train_tokenizer
 from igpo_jax.runtime.bucket_folders import address_of, share_files
 from igpo_jax.runtime.buckets import is_address, path_of
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import check_same, own_rows, raise_on_all_hosts, share_rows
-from igpo_jax.runtime.files import atomic_write, differing_keys, read_bytes, read_json, wrap_read_errors
+from igpo_jax.runtime.files import atomic_write, differing_keys, read_json, wrap_read_errors
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tasks import extracted_answer, load_task
 from igpo_jax.tasks.decontamination import content_of, untested
@@ -48,7 +48,7 @@ from igpo_jax.tasks.problem import Problem, problems_fingerprint
 from igpo_jax.tasks.reward_pool import RewardPool, reward_pool
 from igpo_jax.tasks.reward_terms import reward_terms, weighted_sum
 from igpo_jax.tasks.trust import named_code, require_trusted
-from igpo_jax.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece, warn_of_no_text
+from igpo_jax.tokenizers import Tokenizer, warn_of_no_text
 from igpo_jax.training.policy import Policy
 from igpo_jax.weights.digest import network_digest
 from igpo_jax.weights.folders import load_params
@@ -262,20 +262,6 @@ def open_experiment(
     return dataclasses.replace(experiment, accept_loss=accept_loss, upload=upload)
 
 
-def train_tokenizer(problems: Splits, workdir: pathlib.Path, config: Config) -> None:
-    """Trains a tokenizer on the problems of the run's first stage and writes it to `workdir`/tokenizer.model. Raises ValueError
-    if another tokenizer is there. A run that was killed at its beginning has left an equal one."""
-    first_stage = problems["sft" if "sft" in problems else "rl"]
-    texts = (text for p in first_stage for text in (p.question, p.demonstration, p.trace))
-    kind, size = config.tokenizer.kind, config.tokenizer.vocab_size
-    file = workdir / "tokenizer.model"
-    with tempfile.TemporaryDirectory() as folder:
-        train_sentencepiece(texts, new := pathlib.Path(folder, file.name), kind=kind, vocab_size=size)
-        is_other = file.is_file() and read_bytes(file) != new.read_bytes()
-        require(not is_other, f"{file} is another tokenizer, which would be lost; remove it, or give another --workdir")
-        atomic_write(file, new.read_bytes())
-
-
 def _with_data(
     workdir: pathlib.Path,
     config: Config,
@@ -351,14 +337,6 @@ def _hold_out(problems: list[Problem], arrays: SFTBatch, config: Config) -> tupl
     if not len(keep):
         raise ValueError(f"sft.heldout={size} leaves none of the {len(problems)} problems to train on")
     return take_rows(arrays, keep), take_rows(arrays, held_out)
-
-
-def run_tokenizer(workdir: pathlib.Path, config: Config) -> Tokenizer:
-    """Loads the run's tokenizer from the folder `model.path`. Without `model.path`, loads the tokenizer that was trained when
-    the run was first opened."""
-    model, own = configuration.folder_model(config), workdir / "tokenizer.model"
-    require(model or own.is_file(), f"{own}, with which the run began, is missing; {RESTORE}")
-    return load_tokenizer(config.model.path, model.mask_id) if model else load_tokenizer(own)
 
 
 def read_run_config(workdir: str | os.PathLike, trust: Collection[str] = (), graded: bool = False) -> ConfigDict:

@@ -19,9 +19,10 @@ from igpo_jax.model.transformer import ModelConfig
 from igpo_jax.run.bucket_runs import checkpoints_of, run_folder
 from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.checkpoint_integrity import misnamed, network_hash, steps_in
-from igpo_jax.run.experiment import as_begun, read_run_config, run_tokenizer
+from igpo_jax.run.experiment import as_begun, read_run_config
 from igpo_jax.run.layout import row_lengths
 from igpo_jax.run.missing_files import lost_checkpoint
+from igpo_jax.run.tokenizer import run_tokenizer
 from igpo_jax.runtime.buckets import is_folder
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.hub import HUB_ID

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from igpo_jax.config import parse
 from igpo_jax.data.pipeline import prompt_arrays, sft_arrays
-from igpo_jax.run.experiment import train_tokenizer
+from igpo_jax.run.tokenizer import train_tokenizer
 from igpo_jax.tasks import countdown, sudoku
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tokenizers import load_tokenizer

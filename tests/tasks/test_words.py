@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from igpo_jax.config import parse
 from igpo_jax.data.pipeline import prompt_arrays, sft_arrays
-from igpo_jax.run.experiment import train_tokenizer
+from igpo_jax.run.tokenizer import train_tokenizer
 from igpo_jax.tasks import words
 from igpo_jax.tasks.problem import Problem
 from igpo_jax.tokenizers import load_tokenizer
