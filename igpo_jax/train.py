@@ -22,7 +22,7 @@ from igpo_jax.report.page import write_report
 from igpo_jax.run.bucket_runs import opened_workdir
 from igpo_jax.run.experiment import Experiment, open_experiment
 from igpo_jax.run.results import first_lines, result_lines, shown_path, write_result
-from igpo_jax.runtime import distributed, preemption
+from igpo_jax.runtime import distributed, preemption, streams
 from igpo_jax.runtime.buckets import with_addresses
 from igpo_jax.runtime.files import read_json
 from igpo_jax.runtime.host import cache_compiled_programs, explain_shortage
@@ -47,6 +47,8 @@ ACCEPT_LOSS = flags.DEFINE_bool(
 @distributed.ending_at_once()
 def main(_):
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO
+    if not JSON.value:  # which prints the results themselves; without them, the command has failed
+        streams.use_as_log("stdout")
     distributed.initialize(saves_on_signals=True)
     flag: Any = flags.FLAGS["config"]
     name, _, variant = flag.config_filename.partition(":")
@@ -111,7 +113,7 @@ def next_command(experiment: Experiment, folder: str) -> str:
 
 def run() -> None:
     flags.mark_flag_as_required("config")
-    run_command(main, parse_flags, log_only=True)
+    run_command(main, parse_flags)
 
 
 if __name__ == "__main__":

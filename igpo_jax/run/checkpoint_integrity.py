@@ -170,8 +170,9 @@ def other_identity(stage: str, about: Mapping[str, Any], identity: Mapping[str, 
     "was saved with another configuration".
 
     `about` is the metadata of a checkpoint of the given stage. `identity` describes the run, see `Experiment.identity`. Both
-    contain the fingerprint of the configuration, and hashes of the tokenizer, of the network's settings (see `network_hash`) and
-    of the base model. Under the key `data`, both contain the fingerprints of the data splits. A fingerprint or hash that `about` or `identity` lacks is not compared."""
+    contain the fingerprint of the configuration, and hashes of the tokenizer, of the network's settings (see `network_hash`)
+    and of the base model. Under the key `data`, both contain the fingerprints of the data splits. A fingerprint or hash that
+    `about` or `identity` lacks is not compared."""
     name, splits = IDENTITIES[stage]
     if name in about and about[name] != identity.get(name, about[name]):
         return (

@@ -3,6 +3,7 @@ a command can do this before its slow imports."""
 
 import contextlib
 import io
+import logging
 import os
 import sys
 from typing import Any
@@ -33,7 +34,9 @@ def open_closed() -> None:
 
 def use_as_log(*names: str) -> None:
     """Makes standard streams, "stdout" or "stderr", drop what cannot be written, so that a full disk that holds only the log of
-    a command does not end the command."""
+    a command does not end the command. Handlers of the root logger that write to such a stream, which a library may have added
+    when it was imported, then write to the new stream. By this, absl recognizes them and removes them: otherwise, each warning
+    would be logged twice."""
     for name in names:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
@@ -43,3 +46,6 @@ def use_as_log(*names: str) -> None:
             binary = io.BufferedWriter(_Log(stream.fileno(), "w", closefd=False))
             log = io.TextIOWrapper(binary, stream.encoding, "backslashreplace", line_buffering=at_once)
             setattr(sys, name, log)
+            for handler in logging.root.handlers:
+                if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
+                    handler.setStream(log)

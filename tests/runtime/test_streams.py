@@ -70,5 +70,16 @@ with open("opened", "w"):
 @pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "&>/dev/full"])
 def test_a_run_outlives_its_log(streams, tmp_path):
     few = ["--config.sft.updates=20", "--config.rl.iterations=2"]
-    done = run(streams, "-m", "igpo_jax.train", f"--config={TINY}", "--workdir=run", *few, cwd=tmp_path)
-    assert done.returncode == 0 and (tmp_path / "run" / "result.json").is_file()
+    command = ["-m", "igpo_jax.train", f"--config={TINY}", "--workdir=run", *few]
+    assert run(streams, *command, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "run" / "result.json").is_file()
+    assert run(">/dev/full", *command, "--json", cwd=tmp_path).returncode == 1  # the results could not be printed
+
+
+def test_a_warning_is_logged_once(tmp_path):
+    """orbax adds a handler to the root logger when it is imported, which absl removes only if it writes to sys.stderr."""
+    program = """import logging
+logging.basicConfig()
+from igpo_jax import cli
+cli.run_command(lambda _: logging.warning("of a log"), cli.parse_arguments)"""
+    assert run("", "-c", program, cwd=tmp_path).stderr.count("of a log") == 1
