@@ -78,7 +78,7 @@ def tell(line: str) -> None:
     print(escape_controls(line), file=sys.stderr, flush=True)
 
 
-def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], list[str]], log_only: bool = False) -> None:
+def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], list[str]]) -> None:
     """Calls a command's `main` with the arguments that `parse` returns, and ends the process. If `main` or `parse` exits with a
     message, such as `error: ...`, the message becomes one line of at most `LONGEST` characters. In this message and in log
     messages, control characters are escaped, because file names may contain them. Paths of local copies of bucket folders are
@@ -87,11 +87,10 @@ def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], l
     for minutes. Hides the tracebacks that Orbax's threads and coroutines print after a failed read, because these errors cannot
     be caught.
 
-    What cannot be written to stderr, for example because the disk is full, is dropped. If `log_only` is True, this is also true
-    of stdout. Commands whose results are in files set `log_only`."""
+    What cannot be written to stderr, for example because the disk is full, is dropped."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as that of stderr
-    streams.use_as_log("stderr", *["stdout"] * log_only)
+    streams.use_as_log("stderr")
     sys.unraisablehook = lambda unraisable: logging.debug("not raised: %r", unraisable.exc_value)
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     logging.setLogRecordFactory(functools.partial(_escaped_record, logging.getLogRecordFactory()))

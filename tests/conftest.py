@@ -68,7 +68,7 @@ LONGEST = (
     "weights/test_folders.py test_docs.py rl/test_objective.py end_to_end/test_cached_rollouts.py "
     "model/test_against_torch.py model/test_parity.py end_to_end/test_hint_state.py launch/test_launch.py "
     "fuzz/test_hostile_files.py playground/test_browser.py test_api.py end_to_end/test_commands.py "
-    "compare/test_compare.py plan/test_programs.py rl/test_likelihood.py rl/test_update.py diffusion/test_sampler.py "
+    "compare/test_runs.py plan/test_programs.py rl/test_likelihood.py rl/test_update.py diffusion/test_sampler.py "
     "rewrite/test_rewrite.py test_style.py"
 ).split()
 

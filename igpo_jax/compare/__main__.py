@@ -11,7 +11,7 @@ again to resume; finished runs are kept. --quick checks the whole process in a f
 with seeds 0..3.
 """
 
-from igpo_jax.runtime import interrupts
+from igpo_jax.runtime import interrupts, streams
 
 if __name__ == "__main__":  # before the slow imports
     interrupts.install("interrupted; run the same command to resume")
@@ -75,6 +75,7 @@ STARTING = threading.Lock()  # held while a process is added to the set of runni
 
 
 def main(_) -> None:
+    streams.use_as_log("stdout")  # the results are in files
     config, given = CONFIG.value, config_overrides(sys.argv[1:])
     own = own_settings(config, given, QUICK.value, bool(STAGES.value))
     config.update_from_flattened_dict(own)
@@ -206,7 +207,7 @@ def train(folder: pathlib.Path, file: str, arm: str, rl_seed: int, overrides: li
 
 def run() -> None:
     flags.mark_flag_as_required("config")
-    run_command(main, parse_flags, log_only=True)
+    run_command(main, parse_flags)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, SUPERVISED, Claim, run_name
+from igpo_jax.compare.arms import ALL_WRONG, ARMS, CLAIMS, HARD, SUPERVISED, Claim, path_of
 from igpo_jax.compare.intervals import holm, mean_with_interval, p_value, stage_means, stages_to_decide
 from igpo_jax.run.metrics import lost_verdicts, read_log
 from igpo_jax.run.missing_files import check_finished_logs
@@ -314,14 +314,14 @@ def compare_runs(
     have the same task were trained on different problems."""
 
     def of_stage(seed: int, arm: str) -> list[RunNumbers]:
-        return [read_run_numbers(folder / f"seed-{seed}" / run_name(arm, rl_seed)) for rl_seed in range(rl_seeds)]
+        return [read_run_numbers(path_of(folder, seed, arm, rl_seed)) for rl_seed in range(rl_seeds)]
 
     runs = {arm: [of_stage(seed, arm) for seed in seeds] for arm in arms}
     every = [
         (arm, seed, n, run) for arm in arms for seed, stage in zip(seeds, runs[arm], strict=True) for n, run in enumerate(stage)
     ]
     for seed in seeds:
-        of_seed = [(folder / f"seed-{seed}" / run_name(arm, n), arm, run.result) for arm, of, n, run in every if of == seed]
+        of_seed = [(path_of(folder, seed, arm, n), arm, run.result) for arm, of, n, run in every if of == seed]
         _require_same_problems(of_seed)
         _require_same_base(of_seed)
     with wrap_read_errors(folder):
@@ -354,9 +354,7 @@ def _require_same_problems(runs: list[tuple[pathlib.Path, str, dict[str, Any]]])
             keys = {key: value for key, value in ARMS[arm].overrides.items() if key.startswith("task.") and split != "test"}
             if isinstance(result.get("data"), dict):
                 found.setdefault(str(keys), {})[str(result["data"].get(split))] = run
-        for same_keys in found.values():
-            told = " and ".join(map(str, same_keys.values()))
-            require(len(same_keys) < 2, f"{told} were {use} problems; train them with the same problem files")
+        _require_one_value(found, f"were {use} problems; train them with the same problem files")
 
 
 def _require_same_base(runs: list[tuple[pathlib.Path, str, dict[str, Any]]]) -> None:
@@ -367,9 +365,14 @@ def _require_same_base(runs: list[tuple[pathlib.Path, str, dict[str, Any]]]) -> 
         hashes = result.get("base")
         for name, value in hashes.items() if isinstance(hashes, dict) else ():
             found.setdefault(name, {})[str(value)] = run
-    for same in found.values():
-        told = " and ".join(map(str, same.values()))
-        require(len(same) < 2, f"{told} began from different models in model.path; train them from the same model")
+    _require_one_value(found, "began from different models in model.path; train them from the same model")
+
+
+def _require_one_value(found: dict[str, dict[str, pathlib.Path]], told: str) -> None:
+    """Raises ValueError if a property has several values. `found` is {property: {value: a run that has it}}. `told` is the end
+    of the message, which begins with the names of these runs."""
+    for values in found.values():
+        require(len(values) < 2, f"{' and '.join(map(str, values.values()))} {told}")
 
 
 def _curves(run: RunNumbers) -> dict[str, list[float]]:

@@ -54,8 +54,8 @@ def check_tasks(configs: list[str], arms: list[str], overrides: list[str]) -> No
 def compare_tasks(folder: pathlib.Path, configs: list[str], arguments: list[str], stages: str | None) -> None:
     """Runs one comparison for each configuration, and writes a page with the results of all comparisons. `arguments` are the
     command's other arguments, which each comparison gets. `stages` is a folder with the supervised models of each task, or
-    None. Raises ValueError if two configurations have the same name, or if the
-    folder has results without a comparison, and RuntimeError if a comparison fails."""
+    None. Raises ValueError if two configurations have the same name, or if the folder has results without a comparison, and
+    RuntimeError if a comparison fails."""
     names = [task_name(config) for config in configs]
     require(len(set(names)) == len(names), f"--tasks: two tasks are called {max(names, key=names.count)}")
     is_begun = any(folder.glob("*/overrides.json"))

@@ -14,10 +14,12 @@ ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 # A command that prints much, and then appends a line to a file.
 PRINTING = """import logging, sys
 from igpo_jax import cli
-from igpo_jax.runtime import interrupts
+from igpo_jax.runtime import interrupts, streams
 interrupts.install()
 opened = open("opened", "w")
 def main(_):
+    if {log_only}:
+        streams.use_as_log("stdout")
     for _ in range(2000):
         print("of stdout")
         cli.tell("of stderr")
@@ -25,7 +27,7 @@ def main(_):
         print("now", flush=True)
     assert not sys.stderr.isatty()
     opened.write("done")
-cli.run_command(main, cli.parse_arguments, log_only={log_only})"""
+cli.run_command(main, cli.parse_arguments)"""
 
 
 def run(streams: str, *command: str, cwd: pathlib.Path) -> subprocess.CompletedProcess:
