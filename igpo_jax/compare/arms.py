@@ -81,7 +81,7 @@ ARMS = {
     "prefix": Arm("hints from the beginning of the solution", {"inpainting.policy": "prefix"}),
     "small_chunks": Arm("IGPO, hints of many small chunks", SMALL_CHUNKS),
     "curriculum": Arm(
-        "the same, the hint ratio follows success towards one half", SMALL_CHUNKS | {"inpainting.curriculum": 0.5}
+        "IGPO, small chunks, the hint ratio follows success towards one half", SMALL_CHUNKS | {"inpainting.curriculum": 0.5}
     ),
     "own_hints": Arm("few problems, hints from own earlier answers", FEW | {"inpainting.source": "own"}),
     "igpo_few": Arm("few problems, IGPO", FEW),
@@ -96,7 +96,8 @@ ARMS = {
     "grpo_position_first_hot": Arm("GRPO, position-first sampling, temperature 1", NO_HINTS | POSITION_FIRST | HOT),
     "igpo_position_first_hot": Arm("IGPO, position-first sampling, temperature 1", POSITION_FIRST | HOT),
     "igpo_position_first_hot_tries": Arm(
-        "the same, hinted completions 4 at a time while some, but too few, are correct", POSITION_FIRST | HOT | TRIES
+        "IGPO, position-first, temperature 1, hinted completions 4 at a time while some, but too few, are correct",
+        POSITION_FIRST | HOT | TRIES,
     ),
     "igpo_steady": Arm("IGPO, position-first, temperature 1, 4 at a time, no KL, falling learning rate", STEADY | TRIES),
     "grpo_steady": Arm("GRPO, position-first, temperature 1, no KL, falling learning rate", STEADY | NO_HINTS),
