@@ -9,6 +9,7 @@ import runpy
 import sys
 
 import igpo_jax
+from igpo_jax.runtime import streams
 from igpo_jax.runtime.installation import working_folder
 
 COMMANDS = {
@@ -44,13 +45,13 @@ def names_own_code(arguments: list[str]) -> bool:
 
 
 def main() -> None:
+    streams.open_closed()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name in ("-h", "--help", "help"):
-        print("igpo COMMAND [flags]      igpo COMMAND --help shows the flags of a command\n")
-        print("\n".join(f"  {command:<14}{about}" for command, about in COMMANDS.items()))
-        return
-    if name == "--version":
-        print(igpo_jax.__version__)
+    if name in ("-h", "--help", "help", "--version"):
+        commands = "\n".join(f"  {command:<14}{about}" for command, about in COMMANDS.items())
+        usage = f"igpo COMMAND [flags]      igpo COMMAND --help shows the flags of a command\n\n{commands}"
+        with streams.checked_output():
+            print(igpo_jax.__version__ if name == "--version" else usage)
         return
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)

@@ -3,7 +3,6 @@
 import difflib
 import functools
 import inspect
-import io
 import logging
 import math
 import os
@@ -87,21 +86,18 @@ def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], l
     for minutes. Hides the tracebacks that Orbax's threads and coroutines print after a failed read, because these errors cannot
     be caught.
 
-    What cannot be written to stderr, for example because the disk is full, is dropped."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as that of stderr
+    What cannot be written to stderr, for example because the disk is full, is dropped. If stdout cannot be written, this is an
+    error."""
     streams.use_as_log("stderr")
     sys.unraisablehook = lambda unraisable: logging.debug("not raised: %r", unraisable.exc_value)
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
     logging.setLogRecordFactory(functools.partial(_escaped_record, logging.getLogRecordFactory()))
     try:
         try:
-            app.run(main, flags_parser=parse)
+            with streams.checked_output():
+                app.run(main, flags_parser=parse)
         except MemoryError:
             sys.exit("error: out of memory")
-        except BrokenPipeError:  # the reader of the output, such as `head`, has ended
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at the end
-            sys.exit(1)
     except BaseException as end:
         if isinstance(end, SystemExit) and isinstance(end.code, str):
             code = escape_controls(with_addresses(end.code), kept="")

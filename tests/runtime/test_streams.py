@@ -49,6 +49,9 @@ def test_a_command_whose_results_are_files_is_finished(streams, tmp_path):
 
 def test_results_that_cannot_be_printed_are_an_error(tmp_path):
     assert print_much(">/dev/full", tmp_path, log_only=False) == (1, False)
+    for command in (["igpo_jax"], ["igpo_jax", "--version"], ["igpo_jax.report", "--help"], ["igpo_jax.doctor"]):
+        done = run(">/dev/full", "-m", *command, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (1, "error: stdout cannot be written: No space left on device\n")
     assert print_much("2>/dev/full", tmp_path, log_only=False) == (0, True)
 
 
