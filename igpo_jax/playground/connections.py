@@ -8,9 +8,11 @@ import ipaddress
 import time
 from typing import Any
 
+import h11
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+HEAD_BYTES = 1 << 16
 MOST_CONNECTIONS = 128  # more than the jobs that may wait, fewer than the files that a process may open
 WAIT_SECONDS = 30.0  # for a whole request, or for a client to read 64 KiB of a response
 
@@ -28,15 +30,27 @@ def network_of(host: str) -> str:
     return str(getattr(address, "ipv4_mapped", None) or address)
 
 
+class Parser(h11.Connection):
+    """Parser of a client's requests that refuses bodies in chunks. Chunks of one byte would take seconds to parse, in which no
+    other client is served. Browsers send bodies of a known length."""
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request) and any(name == b"transfer-encoding" for name, _ in event.headers):
+            raise h11.RemoteProtocolError("a body in chunks")
+        return event
+
+
 class Connection(H11Protocol):
     """An HTTP connection that is closed if its client makes the server wait for more than `WAIT_SECONDS`. If there are already
     `MOST_CONNECTIONS` connections, a new connection replaces one on which the server waits. The replaced connection belongs to
     the client with the most connections. Among this client's connections, it is the one on which the server has waited longest.
-    If the server waits on none of the connections, it closes the new connection. h11 also limits the size of a request's head
-    to 64 KiB."""
+    If the server waits on none of the connections, it closes the new connection. The head of a request may have at most
+    `HEAD_BYTES`."""
 
     def __init__(self, *arguments: Any, **named: Any):
         super().__init__(*arguments, **named)
+        self.conn = Parser(h11.SERVER, HEAD_BYTES)
         self.app: Any = functools.partial(self._serve, self.app)
         self.waits_since: float | None = None  # None while the server works for the client
         self._unread = False

@@ -201,3 +201,13 @@ def test_a_body_of_any_length_is_refused_or_not_read(path, port):
             answer = client.recv(1 << 12)
             expected = {"/": b"200", "/info": b"200", "/nothing": b"404"}.get(path, b"413")
             assert answer.split()[1] == expected
+
+
+def test_a_body_in_chunks_is_refused_before_it_is_parsed(port):
+    for path in (b"/gif", b"/info"):
+        with connect(port) as client:
+            head = HEAD.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked").replace(b"/gif", path)
+            client.sendall(head + b"1\r\n \r\n" * 10)  # the body does not end
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 400 ")
+            assert is_closed(client)
+    assert status(port) == 200
