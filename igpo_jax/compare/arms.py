@@ -44,6 +44,8 @@ FULL_HINT: Overrides = {"inpainting.ratio_min": 1.0, "inpainting.ratio_max": 1.0
 TRIES: Overrides = {"inpainting.tries": 4}
 # Without the KL term and with a falling learning rate, RL keeps the accuracy that it has reached (docs/results.md).
 STEADY: Overrides = POSITION_FIRST | HOT | {"objective.kl_coefficient": 0.0, "rl.optimizer.schedule": "linear"}
+# With a rate that falls to 0, a higher one is as safe.
+BEST: Overrides = STEADY | TRIES | {"rl.optimizer.learning_rate": 1e-4}
 LENGTH = "completion_length"  # stands for the value of sampler.completion_length, see `overrides_of`
 # Other methods differ from GRPO in their estimate of the likelihood and in their loss, and have no hints. They sample as the best
 # arm without hints does.
@@ -101,6 +103,8 @@ ARMS = {
     ),
     "igpo_steady": Arm("IGPO, position-first, temperature 1, 4 at a time, no KL, falling learning rate", STEADY | TRIES),
     "grpo_steady": Arm("GRPO, position-first, temperature 1, no KL, falling learning rate", STEADY | NO_HINTS),
+    "best": Arm("IGPO, position-first, temperature 1, 4 at a time, no KL, learning rate falling from 1e-4", BEST),
+    "best_grpo": Arm("GRPO, position-first, temperature 1, no KL, learning rate falling from 1e-4", BEST | NO_HINTS),
     "diffu_grpo": Arm(
         "diffu-GRPO (d1): masked prompt tokens", OTHER | {"objective.estimator": "prompt_masked", "objective.ratio": "token"}
     ),
@@ -162,6 +166,10 @@ CLAIMS = (
     ),
     Claim("Exact likelihoods from left to right are better than the mean field", "just_grpo", ("grpo_position_first_hot",)),
     Claim("Hints help with a falling learning rate and without KL, too", "igpo_steady", ("grpo_steady",)),
+    Claim("The best setting is above GRPO", "best", ("grpo",)),
+    Claim("The best setting is above GRPO with position-first sampling at temperature 1", "best", ("grpo_position_first_hot",)),
+    Claim("The best setting is above IGPO as in the paper", "best", ("igpo",)),
+    Claim("Hints help the best setting", "best", ("best_grpo",)),
     Claim("A curriculum is better than a fixed ratio", "curriculum", ("small_chunks",)),
     Claim("Supervising hint tokens is better than the policy gradient on a fifth of them", "supervised_hints", ("igpo",)),
     Claim("Hint tokens have to be trained on: the filter is better than none of them", "igpo", ("no_hint_tokens",)),
