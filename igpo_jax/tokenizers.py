@@ -30,6 +30,7 @@ VOCABULARY = "vocab.json"
 SPACE_MARK = "▁"  # SentencePiece writes a space as this character, and would decode the character as a space
 STAND_INS = (*range(0xE000, 0xF900), *range(0xAC00, 0xD7A4), *range(0x4E00, 0xA000))  # see `_stand_in`
 RESERVED = re.compile("[▁▅]")  # SentencePiece would learn ▁ as a space, and drops training texts with ▅
+NO_TEXT = re.compile("<(?:mask|pad|eos|unk)>|[\n\r\0]")  # SentencePiece learns no pieces from these parts of training texts
 ENDS_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|role_end|>")  # LLaDA, ChatML, LLaDA-MoE
 # The pattern that splits texts into words in Qwen2's tokenizer, which vocab.json and merges.txt do not contain
 QWEN_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -415,9 +416,9 @@ def train_sentencepiece(texts: Iterable[str], path: str | os.PathLike, *, kind: 
     "bpe". `vocab_size` is the maximum number of pieces. Text is neither normalized nor prefixed with a space, so decoding
     inverts encoding. Characters outside of the training alphabet are encoded as bytes, or as the unknown token if `kind` is
     "char". The characters ▁ and ▅ are encoded in the same way, because SentencePiece reserves them. Raises ValueError if
-    `vocab_size` is too small for the alphabet, if a text is too long, or if there is no text."""
+    `vocab_size` is too small for the alphabet, if a text is too long, if there is no text, or if SentencePiece fails."""
     texts = [part for text in texts for part in RESERVED.split(text)]
-    if not any(texts):
+    if not any(NO_TEXT.sub("", text) for text in texts):
         raise ValueError("no text to train a tokenizer on")
     longest = max(len(text.encode()) for text in texts)
     if longest > MAX_TEXT_BYTES:
@@ -427,11 +428,15 @@ def train_sentencepiece(texts: Iterable[str], path: str | os.PathLike, *, kind: 
     if vocab_size < least:
         raise ValueError(f"tokenizer.vocab_size={vocab_size} is too small for these texts; kind {kind} needs {least}")
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, model_type=kind, vocab_size=vocab_size, hard_vocab_limit=False,
-        character_coverage=1.0, byte_fallback=kind != "char", normalization_rule_name="identity", add_dummy_prefix=False,
-        remove_extra_whitespaces=False, split_digits=True, allow_whitespace_only_pieces=True,
-        user_defined_symbols=["\n"], control_symbols=["<mask>"], pad_id=PAD, pad_piece="<pad>", eos_id=EOS, eos_piece="<eos>",
-        unk_id=UNKNOWN, bos_id=-1, num_threads=1, max_sentence_length=MAX_TEXT_BYTES, minloglevel=2,
-    )  # fmt: skip
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=model, model_type=kind, vocab_size=vocab_size, hard_vocab_limit=False,
+            character_coverage=1.0, byte_fallback=kind != "char", normalization_rule_name="identity", add_dummy_prefix=False,
+            remove_extra_whitespaces=False, split_digits=True, allow_whitespace_only_pieces=True, user_defined_symbols=["\n"],
+            control_symbols=["<mask>"], pad_id=PAD, pad_piece="<pad>", eos_id=EOS, eos_piece="<eos>", unk_id=UNKNOWN, bos_id=-1,
+            num_threads=1, max_sentence_length=MAX_TEXT_BYTES, minloglevel=2,
+        )  # fmt: skip
+    except RuntimeError as error:
+        reason = f"SentencePiece cannot train a tokenizer of kind {kind} on these texts"
+        raise ValueError(f"{reason}: {first_line(error)}") from None
     atomic_write(pathlib.Path(path), model.getvalue())

@@ -16,13 +16,17 @@ USUAL_CHUNKS = 8
 def read_lengths(file: pathlib.Path) -> np.ndarray:
     """Reads a JSON file that maps prompt lengths in tokens to numbers of prompts: {"93": 2} means two prompts of 93 tokens.
     Returns the lengths of all prompts, int64 [n], in ascending order. Raises ValueError if the file does not have this form, or
-    does not describe 1 to 10**7 prompts of at most 10**6 tokens each."""
+    does not describe 1 to 10**7 prompts of 1 to 10**6 tokens each. Also raises ValueError if a length has leading zeros,
+    because the file could then give this length twice."""
     values = read_json(file)
     form = f'{file} is not the number of prompts of each length, such as {{"93": 2}}; inspect_data --lengths writes it'
     require(isinstance(values, dict) and bool(values), form)
     require(
         all(key.isascii() and key.isdecimal() and type(number) is int and 0 <= number for key, number in values.items()), form
     )
+    for key in values:
+        wrong = f"{file}: {key[:20]!r} is no length of a prompt; write a number of at least 1 without leading zeros"
+        require(not key.startswith("0"), wrong)
     # Python's integers do not overflow.
     most = f"{file}: at most 10**7 prompts of 10**6 tokens"
     require(0 < sum(values.values()) <= 10**7 and max(map(len, values)) <= 7 and max(map(int, values)) <= 10**6, most)

@@ -240,9 +240,11 @@ def _replies(path: pathlib.Path, records: Sequence[Record], endpoint: Endpoint) 
 
 def read_replies(file: IO[bytes]) -> list[Reply]:
     """Reads and returns the replies in replies.jsonl. `file` is this file, opened for reading and appending. Removes a last
-    line that was cut off, so that it has no line end, from the file. Raises ValueError if another line is not a reply."""
+    line that was cut off, so that it has no line end, from the file. Raises ValueError if another line is not a reply, or if
+    two replies have the same id."""
     file.seek(0)
     replies, end = [], 0
+    lines: dict[str, int] = {}
     for number, line in numbered_lines(file, file.name):
         try:
             reply = parse_json(line, "invalid")
@@ -251,6 +253,9 @@ def read_replies(file: IO[bytes]) -> list[Reply]:
             if line.endswith(b"\n"):
                 raise ValueError(f"{file.name}, line {number} is not a reply ({error}); repair or remove this line") from None
             break
+        twice = f"{file.name}, line {number}: the id {repr(reply['id'])[:100]} has come before, in line {lines.get(reply['id'])}"
+        require(reply["id"] not in lines, f"{twice}; remove one of the two lines")
+        lines[reply["id"]] = number
         replies.append(reply)
         end += len(line.removesuffix(b"\n")) + 1
     size = file.tell()

@@ -286,6 +286,7 @@ class Checkpoints(contextlib.AbstractContextManager):
                 about = described.custom_metadata or {}
                 integrity.check_metadata(about, step)
                 check_chunks(described.metadata)
+                integrity.check_dtypes(described.metadata, abstract)
                 names = integrity.leaf_names(described.metadata["state"]["params"]) if partial else []
                 context = ocp.Context()  # single-use
                 context.pytree.loading.partial_load = partial

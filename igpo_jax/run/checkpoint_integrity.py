@@ -96,6 +96,17 @@ def check_sizes(checkpoint: pathlib.Path, abstract: Any) -> None:
     check_whole_files(sizes)
 
 
+def check_dtypes(metadata: Any, abstract: Any) -> None:
+    """Raises ValueError if an array was saved with another dtype than the array of the same name in `abstract`, because Orbax
+    would cast it without a warning. `metadata` is a pytree with the metadata that Orbax has read."""
+    saved = dict(zip(leaf_names(metadata), jax.tree.leaves(metadata), strict=True))
+    for name, leaf in zip(leaf_names(abstract), jax.tree.leaves(abstract), strict=True):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)  # saved as its numbers
+        wanted = jax.eval_shape(jax.random.key_data, leaf).dtype if is_key else leaf.dtype
+        found = getattr(saved.get(name), "dtype", wanted)  # Orbax refuses to read an array that is missing
+        require(found == wanted, f"{name} has dtype {found}, not {wanted}")
+
+
 def is_step(name: str) -> bool:
     """Returns whether `name` is a name that Orbax gives to a checkpoint's folder: a number of updates or iterations."""
     return name.isascii() and name.isdecimal() and len(name) <= MOST_DIGITS and name == str(int(name))

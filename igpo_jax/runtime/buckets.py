@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.files import MOST_BYTES, first_line, require_plain_name, user_cache
+from igpo_jax.runtime.files import MOST_BYTES, first_line, named_errors, require_plain_name, user_cache
 from igpo_jax.runtime.hub import how_to_get, local_folder
 from igpo_jax.runtime.installation import install_command
 
@@ -197,7 +197,7 @@ def read_range(file: Any, begin: int, end: int) -> bytes:
     if not isinstance(file, pathlib.Path):
         with explained_errors(str(file), "read"):
             return filesystem().cat_file(str(file), begin, end)
-    with file.open("rb") as opened:
+    with file.open("rb") as opened, named_errors(file):
         opened.seek(begin)
         return opened.read(end - begin)
 

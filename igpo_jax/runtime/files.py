@@ -86,7 +86,7 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
 
 def read_bytes(file: pathlib.Path) -> bytes:
     """Returns the content of a file of at most `MOST_BYTES`. Raises ValueError if the file is larger."""
-    with file.open("rb") as opened:
+    with file.open("rb") as opened, named_errors(file):
         content = opened.read(MOST_BYTES + 1)
     require(len(content) <= MOST_BYTES, f"{file}: more than {MOST_BYTES >> 20} MiB")
     return content
@@ -95,9 +95,10 @@ def read_bytes(file: pathlib.Path) -> bytes:
 def numbered_lines(file: IO[bytes], name: object) -> Iterator[tuple[int, bytes]]:
     """Yields (number, line) for each line of a binary file that has just been opened. Numbers start at 1, and lines keep their
     line endings. Raises a ValueError that names the file and the line if a line has more than `MOST_BYTES`."""
-    for number, line in enumerate(iter(lambda: file.readline(MOST_BYTES + 1), b""), start=1):
-        require(len(line) <= MOST_BYTES, f"{name}, line {number}: more than {MOST_BYTES >> 20} MiB in one line")
-        yield number, line
+    with named_errors(str(name)):
+        for number, line in enumerate(iter(lambda: file.readline(MOST_BYTES + 1), b""), start=1):
+            require(len(line) <= MOST_BYTES, f"{name}, line {number}: more than {MOST_BYTES >> 20} MiB in one line")
+            yield number, line
 
 
 def require_file(file: pathlib.Path) -> None:
@@ -147,11 +148,13 @@ def wrap_read_errors(file: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def named_errors(file: str | os.PathLike) -> Iterator[None]:
-    """Context manager for writing to an open file. Adds the name of the file to an OSError, such as that of a full disk."""
+    """Context manager for reading or writing an open file. Adds the name of the file to an OSError of the operating system,
+    such as that of a full disk."""
     try:
         yield
     except OSError as error:
-        error.filename = os.fspath(file)
+        if error.errno is not None:  # otherwise, the name would replace the message
+            error.filename = os.fspath(file)
         raise
 
 

@@ -34,6 +34,7 @@ from igpo_jax.runtime.files import (
     atomic_write,
     first_line,
     folder_size,
+    named_errors,
     read_json,
     require_links_inside,
     require_plausible,
@@ -53,7 +54,7 @@ from igpo_jax.weights.huggingface import (
     tensor_names,
 )
 from igpo_jax.weights.new_folders import ORIGIN, check_link, copy_small_files, new_folder
-from igpo_jax.weights.safetensors_files import Stored, fill_files, read_weight_map, stored_tensors, write_headers
+from igpo_jax.weights.safetensors_files import DTYPE_NAMES, Stored, fill_files, read_weight_map, stored_tensors, write_headers
 
 Stream = Iterator[tuple[Path, jax.Array]]  # (path of a parameter, its value)
 
@@ -120,11 +121,16 @@ def check_tensors(folder: str | os.PathLike, values: dict[str, Any], cfg: ModelC
     for name, shape in wanted.items():
         if stored[name].shape != shape:
             raise ValueError(f"{stored[name].file}: tensor {name} has shape {stored[name].shape}, config.json asks for {shape}")
-    dtypes = {tensor.dtype: name for name, tensor in stored.items()}
-    if len(dtypes) > 1:
-        (one, name), (other, another) = list(dtypes.items())[:2]
-        raise ValueError(f"{folder}: tensor {name} is {one}, tensor {another} is {other}; all must have one dtype")
+    _require_one_dtype(folder, "tensor", {name: tensor.dtype for name, tensor in stored.items()})
     return stored
+
+
+def _require_one_dtype(folder: str | os.PathLike, kind: str, dtypes: dict[str, np.dtype]) -> None:
+    """Raises ValueError if the values of `dtypes`, {name of a tensor or parameter: dtype}, differ."""
+    names = {dtype: name for name, dtype in dtypes.items()}
+    if len(names) > 1:
+        (one, name), (other, another) = list(names.items())[:2]
+        raise ValueError(f"{folder}: {kind} {name} is {one}, {kind} {another} is {other}; all must have one dtype")
 
 
 def _first_names(names: list[str]) -> str:
@@ -140,7 +146,7 @@ def _read_tensor(stored: Stored, name: str, mesh: Mesh) -> jax.Array:
     sharding = NamedSharding(mesh, P(next(divides, None)))
     context = ocp.Context()
     context.checkpoint_layout = ocp.options.CheckpointLayout.SAFETENSORS
-    with context:
+    with context, named_errors(stored.file):
         return ocp.load(stored.file, {name: jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=sharding)})[name]
 
 
@@ -195,11 +201,27 @@ def stream_hugging_face(
 def stream_model_folder(
     folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh, dtype: str | None = None, allow_nonfinite: bool = False
 ) -> Stream:
-    """Yields every parameter of a model folder as a sharded array. Its dtype is `dtype`, or the stored dtype if `dtype` is
-    None. Raises ValueError if the folder has parameters that config.json does not ask for, because a model without them would
-    compute something else. Also raises ValueError at the first parameter with NaN or infinite values, unless `allow_nonfinite`
-    is True."""
-    leaves = _leaves(cfg, mesh)
+    """Checks a model folder, see `_check_parameters`, and yields its parameters as sharded arrays. Their dtype is `dtype`, or
+    the stored dtype if `dtype` is None. Raises ValueError at the first parameter with NaN or infinite values, unless
+    `allow_nonfinite` is True."""
+    stored = _check_parameters(folder, cfg, mesh)
+    out_dtype = jnp.dtype(dtype or stored)
+    for path, leaf in _leaves(cfg, mesh).items():
+        place = _place(folder, path)
+        with _one_line_errors(place):
+            wanted = jax.ShapeDtypeStruct(leaf.shape, out_dtype, sharding=leaf.sharding)
+            value = ocp.load(place, {"value": wanted})["value"]
+        check_finite(value, str(place), allow_nonfinite)
+        yield path, value
+        del value  # frees its memory before the next one is read
+
+
+def _check_parameters(folder: str | os.PathLike, cfg: ModelConfig, mesh: Mesh) -> np.dtype:
+    """Returns the stored dtype of the parameters of a model folder. Reads only their metadata. Raises ValueError if a parameter
+    is missing, cannot be read, or has another shape than config.json asks for, or if the parameters have different dtypes or a
+    dtype that is not in `DTYPE_NAMES`. Also raises ValueError if the folder has parameters that config.json does not ask for,
+    because a model without them would compute something else."""
+    leaves, dtypes = _leaves(cfg, mesh), {}
     stored = {place.name for place in (path_of(folder) / "params").iterdir() if place.is_dir()}
     unexpected = sorted(stored - {".".join(path) for path in leaves})
     require(not unexpected, f"{folder} has parameters that config.json has no place for: {_first_names(unexpected)}")
@@ -208,14 +230,13 @@ def stream_model_folder(
         with _one_line_errors(place):
             saved = _metadata(place)
             check_chunks(saved)
+            require(saved.dtype in DTYPE_NAMES, f"it has dtype {saved.dtype}; only {', '.join(map(str, DTYPE_NAMES))} are read")
             if saved.shape != leaf.shape:
                 raise ValueError(f"it has shape {saved.shape}, config.json asks for {leaf.shape}")
             require_plausible(place, math.prod(leaf.shape) * saved.dtype.itemsize, _stored_bytes(place))
-            wanted = jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype or saved.dtype), sharding=leaf.sharding)
-            value = ocp.load(place, {"value": wanted})["value"]
-        check_finite(value, str(place), allow_nonfinite)
-        yield path, value
-        del value  # frees its memory before the next one is read
+        dtypes[".".join(path)] = saved.dtype
+    _require_one_dtype(folder, "parameter", dtypes)
+    return next(iter(dtypes.values()))
 
 
 def _place(folder: str | os.PathLike, path: Path) -> Any:
@@ -334,8 +355,7 @@ def export(
     if not is_address(source):
         check_link(path_of(source) / "params")
         require_links_inside(path_of(source) / "params")
-    with _one_line_errors(place := _place(source, ("embedding",))):
-        dtype = dtype or _metadata(place).dtype.name
+    dtype = dtype or _check_parameters(source, cfg, mesh).name
     with new_folder(target) as folder:
         copy_small_files(source, folder)
         stream = stream_model_folder(source, cfg, mesh, dtype, allow_nonfinite)

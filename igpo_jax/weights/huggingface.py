@@ -15,7 +15,7 @@ from igpo_jax.model.attention import RopeScaling
 from igpo_jax.model.transformer import ModelConfig, parameter_table
 from igpo_jax.runtime.buckets import path_of, small_files
 from igpo_jax.runtime.checks import MOST_NUMBER
-from igpo_jax.runtime.files import read_json
+from igpo_jax.runtime.files import named_errors, read_json
 from igpo_jax.tokenizers import load_tokenizer, special_tokens
 
 MASK_TOKENS = ("<[MASK]>", "<|mdm_mask|>", "<|mask|>", "<|MASK|>", "[MASK]")
@@ -329,7 +329,7 @@ def check_sha256(folder: str | os.PathLike, release: str) -> list[str]:
         file = path_of(folder) / name
         if not file.is_file():
             raise ValueError(f"{file} is missing; {release} has it")
-        with file.open("rb") as opened:
+        with file.open("rb") as opened, named_errors(file):
             found = hashlib.file_digest(opened, "sha256").hexdigest()
         if found != wanted:
             raise ValueError(f"{file} is not that of {release}: its sha256 is {found}, not {wanted}")

@@ -37,6 +37,16 @@ def test_batches_that_fit_no_bucket_are_left_out():
     assert padding_share(batches[1:], (5, 8), 10) == 0
 
 
+@pytest.mark.parametrize("key", ["093", "0", "00"])
+def test_a_length_that_is_zero_or_given_in_two_ways_is_named(key, tmp_path):
+    file = tmp_path / "lengths.json"
+    file.write_text('{"93": 2, "10": 1}')
+    assert read_lengths(file).tolist() == [10, 93, 93]
+    file.write_text(f'{{"93": 2, "{key}": 3}}')
+    with pytest.raises(ValueError, match=f"lengths.json: '{key}' is no length of a prompt"):
+        read_lengths(file)
+
+
 def test_padding_is_that_of_all_positions():
     batches = [np.array([2, 4]), np.array([7, 8, 8])]
     assert padding_share(batches, (4, 8), 4) == pytest.approx((2 + 1) / (2 * 8 + 3 * 12))

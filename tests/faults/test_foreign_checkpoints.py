@@ -78,17 +78,45 @@ def make_huge_chunks(folder):
     tensorstore.open(spec).result().write(np.asarray(state_at(2)["params"]["w"])).result()
 
 
+def make_integers(folder):
+    """Stores the parameters in another dtype, which Orbax would cast, without checksums, as in earlier versions."""
+    state = state_at(2)
+    state["params"]["w"] = state["params"]["w"].astype(jnp.int32)
+    shutil.rmtree(folder / "2")
+    progress = {"key": KEY}
+    ocp.save_checkpointables(folder / "2", {"state": state, "progress": progress}, custom_metadata={"data_position": 2})
+
+
 @pytest.mark.parametrize("change, reason", [
     (make_link, " leads to "),
+    (make_integers, r"state.params.w has dtype int32, not float32"),
     (make_pipe, "is neither a file nor a folder"),
     (make_huge_chunks, "are larger than the array"),
     (lambda folder: shutil.copytree(folder / "1", folder / "7"), "it was saved as step 1; its folder was renamed or copied"),
-], ids=["link", "pipe", "chunks", "copy"])  # fmt: skip
+], ids=["link", "dtype", "pipe", "chunks", "copy"])  # fmt: skip
 def test_such_a_checkpoint_is_passed_over(change, reason, saved, tmp_path, caplog):
     folder = shutil.copytree(saved, tmp_path / "run" / "checkpoints" / "sft")
     change(folder)
     assert newest(folder) == (2 if (folder / "7").exists() else 1)
     assert reason in caplog.text
+
+
+def test_a_state_of_other_dtypes_is_not_resumed(tmp_path):
+    """Orbax would cast the number of updates, the moments and the bank of solutions."""
+    folder, bank, right = tmp_path / "sft", np.zeros(4, np.int32), state_at(3)
+    with Checkpoints(folder, keep=9) as checkpoints:
+        checkpoints.save(1, right, KEY, bank)
+        checkpoints.save(2, right | {"step": jnp.float32(3)}, KEY, bank)
+        checkpoints.save(3, right | {"params": {"w": right["params"]["w"].astype(jnp.bfloat16)}}, KEY, bank)
+        checkpoints.save(4, right, KEY, bank.astype(np.int16))
+        checkpoints.save(5, right, jnp.arange(2.0), bank)
+    for about in folder.glob("*/_CHECKPOINT_METADATA"):  # checksums also find it; earlier versions saved none
+        values = json.loads(about.read_text())
+        values["custom_metadata"] = {"data_position": values["custom_metadata"]["data_position"]}
+        about.write_text(json.dumps(values))
+    with Checkpoints(folder, keep=9) as checkpoints:
+        step, state, key, *_ = checkpoints.restore_latest(state_at(0), KEY, bank)
+    assert step == 1 and state["step"] == 3 and (jax.random.key_data(key) == jax.random.key_data(KEY)).all()
 
 
 def make_huge_metadata(folder):

@@ -233,9 +233,19 @@ REPLY |= {"attempts": 1}
     ],
 )
 def test_a_saved_reply_is_checked_like_one_that_arrives(change):
-    assert read_replies(file_of([REPLY, REPLY])) == [REPLY, REPLY]
+    other, last = REPLY | {"id": "b"}, REPLY | {"id": "c"}
+    assert read_replies(file_of([REPLY, other])) == [REPLY, other]
     with pytest.raises(ValueError, match=rf"line 2 is not a reply \(.*{next(iter(change))}.*\); repair or remove"):
-        read_replies(file_of([REPLY, REPLY | change, REPLY]))
+        read_replies(file_of([REPLY, other | change, last]))
+
+
+def test_a_second_reply_to_a_problem_is_refused_and_stays():
+    """Otherwise the last one would count. `load_sources` refuses repeated ids, and only problems without a reply are asked."""
+    file = file_of([REPLY, REPLY | {"id": "b"}, REPLY | {"text": "2"}])
+    before = file.getvalue()
+    with pytest.raises(ValueError, match="^replies.jsonl, line 3: the id 'a' has come before, in line 1; remove one of the two"):
+        read_replies(file)
+    assert file.getvalue() == before
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Files are written whole or not at all, by one writer at a time, and nowhere else."""
 
 import contextlib
+import gzip
 import os
 import re
 import resource
@@ -9,13 +10,17 @@ import threading
 
 import pytest
 
+from igpo_jax.runtime.buckets import read_range
 from igpo_jax.runtime.files import (
     MOST_BYTES,
     append_row,
     atomic_write,
     is_inside,
+    named_errors,
+    numbered_lines,
     open_without_links,
     parse_json,
+    read_bytes,
     read_json,
     require_same_identity,
 )
@@ -119,6 +124,22 @@ def test_a_row_begins_a_line(before, kept, tmp_path):
     append_row(tmp_path / "rows.jsonl", {"text": "é"})
     append_row(tmp_path / "rows.jsonl", {})
     assert (tmp_path / "rows.jsonl").read_bytes() == kept + b'{"text": "\xc3\xa9"}\n{}\n'
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="needs Linux")
+@pytest.mark.parametrize("read", [
+    read_bytes, read_json, lambda file: list(numbered_lines(file.open("rb"), file)), lambda file: read_range(file, 0, 8),
+])  # fmt: skip
+def test_a_file_that_cannot_be_read_is_named(read, tmp_path):
+    file = tmp_path / "config.json"
+    file.symlink_to("/proc/self/mem")
+    with pytest.raises(OSError, match=f"error: '{file}'$"):
+        read(file)
+
+
+def test_an_error_without_a_number_keeps_its_message(tmp_path):
+    with pytest.raises(OSError, match="^Not a gzipped file$"), named_errors(tmp_path):
+        raise gzip.BadGzipFile("Not a gzipped file")
 
 
 def test_a_lock_with_hard_links_is_refused_and_stays(tmp_path):

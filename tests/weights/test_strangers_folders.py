@@ -1,6 +1,7 @@
 """A model's folder may come from a stranger: conversions write only into their target and copy nothing from elsewhere."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -12,11 +13,15 @@ import threading
 import types
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from igpo_jax.run import export as run_export
 from igpo_jax.runtime.files import require_plain_name
 from igpo_jax.runtime.mesh import make_mesh
+from igpo_jax.weights import folders
 from igpo_jax.weights.digest import MOST_SAMPLES, SAMPLED, STRIDE, WHOLE, files_digest, model_files, network_digest
 from igpo_jax.weights.folders import convert, export, is_model_folder, load_params, original_name
 from igpo_jax.weights.huggingface import INDEX, folder_model_config, llada_config, tensor_names
@@ -270,6 +275,56 @@ def test_parameters_without_a_place_in_the_configuration_are_refused(models, mes
     (folder / "config.json").write_text(json.dumps(values | {"weight_tying": True}))
     with refused(models, "config.json has no place for: blocks.query_bias, head$"):
         export(folder, models / "target", mesh)
+
+
+def store_as(folder, name, dtype):
+    """Stores a parameter of a model folder in another dtype."""
+    place = folder / "params" / name
+    value = np.asarray(ocp.load(place)["value"])
+    shutil.rmtree(place)
+    ocp.save(place, {"value": value.astype(dtype)})
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float64", "complex64", "bool", "uint8", "float8_e4m3fn", "int4"])
+def test_parameters_of_other_dtypes_are_refused(dtype, models, mesh):
+    folder, reason = models / "model", f"it has dtype {dtype}; only float32, bfloat16, float16 are read$"
+    for name in ("embedding", "blocks.query"):
+        store_as(folder, name, jnp.dtype(dtype))
+        with pytest.raises(ValueError, match=f"^{folder}/params/(embedding|blocks.query) cannot be read: {reason}"):
+            load_params(folder, folder_model_config(folder), mesh)
+        for to in (None, "float32"):
+            with refused(models, reason):
+                export(folder, models / "target", mesh, to)
+        store_as(folder, name, jnp.bfloat16)
+
+
+def test_parameters_of_different_dtypes_are_refused(models, mesh):
+    """The dtype of the first parameter would otherwise be that of an export, which would round the others."""
+    folder = models / "model"
+    store_as(folder, "blocks.query", jnp.float32)
+    reason = f"^{folder}: parameter head is bfloat16, parameter blocks.query is float32; all must have one dtype$"
+    with pytest.raises(ValueError, match=reason):
+        load_params(folder, folder_model_config(folder), mesh)
+    for to in (None, "float32"):
+        with refused(models, reason):
+            export(folder, models / "target", mesh, to)
+
+
+def test_a_file_of_weights_that_cannot_be_read_is_named(models, mesh, monkeypatch):
+    file = models / "hf" / FILE
+
+    def load(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match=f"error: '{file}'$"):
+        patched.setattr(folders.ocp, "load", load)
+        convert(models / "hf", models / "target", mesh)
+    if pathlib.Path("/proc/self/mem").exists():  # a file whose beginning cannot be read
+        file.unlink()
+        file.symlink_to("/proc/self/mem")
+        for use in (lambda: stored_tensors(models / "hf"), lambda: files_digest({file: 8})):
+            with pytest.raises(OSError, match=f"error: '{file}'$"):
+                use()
 
 
 def test_a_named_pipe_does_not_block_the_hash_of_a_model(tmp_path):
