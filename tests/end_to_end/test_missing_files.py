@@ -136,7 +136,7 @@ def test_lines_that_were_deleted_are_noticed(log, finished, tmp_path):
         with pytest.raises(
             ValueError, match=f"{run / log} has lost or changed lines since {run / 'checkpoints/rl/6'} was saved; "
         ):
-            check_logs(run, run / "checkpoints/rl/6")
+            check_logs(run, run / "checkpoints/rl/6", 212, ("sft", "rl"))
         shutil.copy(finished / log, run)
     change_lines(log, CHANGES["middle"])(run)
     refusal(run)
@@ -212,11 +212,65 @@ def test_lines_that_a_finished_run_has_lost_are_noticed_by_its_readers(log, summ
         shutil.copy(finished / log, run)
 
 
-def test_the_sums_of_a_finished_run_allow_lines_that_were_added_and_have_a_form(finished, tmp_path):
+@pytest.mark.parametrize("log", LOGS)
+@pytest.mark.parametrize("added", ["same", "line", "part"])
+def test_lines_that_were_added_to_a_finished_run_are_noticed(added, log, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
-    with (run / "metrics.jsonl").open("a") as log:
-        log.write('{"step": 213, ')  # of a run that goes on
-    check_finished_logs(run)
+    size, lines = (run / log).stat().st_size, (run / log).read_text("utf-8").splitlines(keepends=True)
+    tail = {"same": "".join(lines), "line": lines[-1].replace('"step": 212', '"step": 214'), "part": lines[-1][:9]}[added]
+    with (run / log).open("a", encoding="utf-8") as file:
+        file.write(tail)
+    told = f"{run / log} has lines after its first {size} bytes, which were added since the run finished; restore it from"
+    for read in (write_report, read_run_numbers):
+        with pytest.raises(ValueError, match=told):
+            read(run)
+    message = refusal(run)
+    assert message.startswith(told) or (added == "same" and f"{run / log}:{len(lines) + 1}: step " in message)
+
+
+def add_line(run: pathlib.Path, log: str, **values) -> None:
+    """Repeats the last line of a log with other values."""
+    rows = read_rows(run / log)
+    with (run / log).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(rows[-1] | values) + "\n")
+
+
+ADDED = {
+    "rollouts.jsonl": {"step": 210},
+    "metrics.jsonl": {"step": 201, "stage": "sft"},
+    "evaluations.jsonl": {"step": 209, "stage": "rl"},
+}
+
+
+@pytest.mark.parametrize("log", LOGS)
+def test_lines_of_another_run_are_noticed_when_an_unfinished_run_continues(log, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    remove("checkpoints/rl/6", "result.json")(run)
+    given = (run, run / "checkpoints/rl/5", 210, ("sft", "rl"))
+    check_logs(*given)  # lines of update 212 are cut
+    for name in LOGS:
+        change_lines(name, lambda lines: [line for line in lines if json.loads(line)["step"] <= 210])(run)
+    add_line(run, log, **ADDED[log])
+    number, step = len(read_rows(run / log)), ADDED[log]["step"]
+    message = refusal(run)
+    foreign = f"{run / log}:{number}: step {step} of the stage {ADDED[log].get('stage', 'rl')} is not of this run, which continues "
+    assert message.startswith(f"{foreign}from step 210; remove this line, or give --accept_loss")
+    change_lines(log, lambda lines: lines[:-1])(run)
+    add_line(run, log, step=300)
+    check_logs(*given)
+    with pytest.raises(ValueError, match=f"{log}:{number}: step 300 of the stage rl is not of this run"):
+        check_logs(*given[:3], ("sft",))
+
+
+def test_lines_of_another_run_are_noticed_when_a_run_starts_again(tmp_path):
+    (tmp_path / "evaluations.jsonl").write_text('{"step": 0, "stage": "rl", "correct": [1]}\n')
+    check_logs(tmp_path, None, 0, ("rl",))
+    with pytest.raises(ValueError, match="evaluations.jsonl:1: step 0 of the stage rl is not of this run"):
+        check_logs(tmp_path, None, 0, ("sft",))
+
+
+def test_the_sums_of_a_finished_run_have_a_form(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
     for sums in ([], {"metrics.jsonl": 1}, {"metrics.jsonl": [1]}, {"../x": [1, 1]}):
         (run / "result.json").write_text(json.dumps({"logs": sums}))
         with pytest.raises(ValueError, match=r"result.json: logs=.* are no checksums of logs; restore it from a copy$"):
@@ -334,7 +388,7 @@ def test_a_run_that_is_killed_twice_before_its_second_rl_checkpoint_continues(fi
         with pytest.raises(InterruptedError):
             resume(run)
         assert integrity.steps_in(run / "checkpoints/rl") == [0]
-        check_logs(run, run / "checkpoints/rl/0")
+        check_logs(run, run / "checkpoints/rl/0", 200, ("sft", "rl"))
         monkeypatch.setattr(rl.Stage, "evaluate", killed)  # is not repeated
 
 
@@ -363,6 +417,8 @@ def test_a_run_of_an_earlier_version_continues(finished, tmp_path):
         about = {name: value for name, value in values["custom_metadata"].items() if name not in ("logs", "sft_fingerprint")}
         values["custom_metadata"] = about | {"crc32": integrity.metadata_crc(about)}
         file.write_text(json.dumps(values))
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({name: value for name, value in result.items() if name != "logs"}))
     change_lines("metrics.jsonl", lambda lines: lines[1:])(run)
     resume(run)
     remove("config.json")(run)
