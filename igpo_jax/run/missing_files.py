@@ -75,7 +75,9 @@ def check_logs(workdir: pathlib.Path, checkpoint: pathlib.Path | None, step: int
             # An evaluation may come after the checkpoint that it evaluates.
             first = step + (name == "rollouts.jsonl" or (name == "metrics.jsonl" and "eval/accuracy" not in row))
             stage = row.get("stage", "rl")
-            foreign = f"{file}:{number}: step {row['step']} of the stage {stage} is not of this run, which continues from step {step}"
+            foreign = (
+                f"{file}:{number}: step {row['step']} of the stage {stage} is not of this run, which continues from step {step}"
+            )
             require(row["step"] >= first and stage in stages, f"{foreign}; remove this line, or {accept}")
 
 

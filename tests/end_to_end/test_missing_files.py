@@ -6,67 +6,25 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
-import jax
 import pytest
 
+from damaged_runs import change_lines, refusal, remove, resume
 from igpo_jax import config as configuration
 from igpo_jax.compare.arms import ARMS, overrides_of
 from igpo_jax.compare.numbers import read_run_numbers
 from igpo_jax.report.page import write_report
 from igpo_jax.run import checkpoint_integrity as integrity
-from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.experiment import open_experiment
 from igpo_jax.run.metrics import LOGS, read_rows
 from igpo_jax.run.missing_files import check_finished_logs, check_links, check_logs
 from igpo_jax.run.restore import restore_run
 from igpo_jax.run.results import write_result
 from igpo_jax.stages import rl
-from igpo_jax.stages.rl import run_rl
-from igpo_jax.stages.sft import run_sft
 from run_configs import contents, tiny
 from run_log import untimed
 from same_run import corrupt
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
-
-
-def resume(workdir: pathlib.Path, accept_loss: bool = False, **changes) -> None:
-    """Does what the same command would do."""
-    experiment = open_experiment(tiny(**changes), workdir, accept_loss)
-    with jax.set_mesh(experiment.mesh):
-        with Checkpoints(workdir / "checkpoints/sft", keep=3, identity=experiment.identity("sft")) as saved:
-            start = run_sft(experiment, saved, lambda: False)
-        if experiment.config.rl.iterations:
-            with Checkpoints(workdir / "checkpoints/rl", keep=3, identity=experiment.identity("rl"), best=True) as saved:
-                run_rl(experiment, start, saved, lambda: False)
-
-
-def refusal(workdir: pathlib.Path, **changes) -> str:
-    """Asserts that the run does not continue and that its folder does not change; returns the message."""
-    before = contents(workdir)
-    with pytest.raises(ValueError) as raised:
-        resume(workdir, **changes)
-    assert contents(workdir) == before
-    message = str(raised.value)
-    assert "\n" not in message
-    return message
-
-
-def remove(*names: str) -> Callable[[pathlib.Path], None]:
-    def removing(run: pathlib.Path) -> None:
-        for name in names:
-            shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
-
-    return removing
-
-
-def change_lines(name: str, change: Callable[[list[str]], list[str]]) -> Callable[[pathlib.Path], None]:
-    def changing(run: pathlib.Path) -> None:
-        lines = (run / name).read_text("utf-8").splitlines(keepends=True)
-        assert change(lines) != lines
-        (run / name).write_text("".join(change(lines)), "utf-8")
-
-    return changing
 
 
 def half_of_the_supervised_stage(run: pathlib.Path) -> None:
@@ -210,63 +168,6 @@ def test_lines_that_a_finished_run_has_lost_are_noticed_by_its_readers(log, summ
                 read(run)
         assert (run / "report.html").read_bytes() == page
         shutil.copy(finished / log, run)
-
-
-@pytest.mark.parametrize("log", LOGS)
-@pytest.mark.parametrize("added", ["same", "line", "part"])
-def test_lines_that_were_added_to_a_finished_run_are_noticed(added, log, finished, tmp_path):
-    run = shutil.copytree(finished, tmp_path / "run")
-    size, lines = (run / log).stat().st_size, (run / log).read_text("utf-8").splitlines(keepends=True)
-    tail = {"same": "".join(lines), "line": lines[-1].replace('"step": 212', '"step": 214'), "part": lines[-1][:9]}[added]
-    with (run / log).open("a", encoding="utf-8") as file:
-        file.write(tail)
-    told = f"{run / log} has lines after its first {size} bytes, which were added since the run finished; restore it from"
-    for read in (write_report, read_run_numbers):
-        with pytest.raises(ValueError, match=told):
-            read(run)
-    message = refusal(run)
-    assert message.startswith(told) or (added == "same" and f"{run / log}:{len(lines) + 1}: step " in message)
-
-
-def add_line(run: pathlib.Path, log: str, **values) -> None:
-    """Repeats the last line of a log with other values."""
-    rows = read_rows(run / log)
-    with (run / log).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(rows[-1] | values) + "\n")
-
-
-ADDED = {
-    "rollouts.jsonl": {"step": 210},
-    "metrics.jsonl": {"step": 201, "stage": "sft"},
-    "evaluations.jsonl": {"step": 209, "stage": "rl"},
-}
-
-
-@pytest.mark.parametrize("log", LOGS)
-def test_lines_of_another_run_are_noticed_when_an_unfinished_run_continues(log, finished, tmp_path):
-    run = shutil.copytree(finished, tmp_path / "run")
-    remove("checkpoints/rl/6", "result.json")(run)
-    given = (run, run / "checkpoints/rl/5", 210, ("sft", "rl"))
-    check_logs(*given)  # lines of update 212 are cut
-    for name in LOGS:
-        change_lines(name, lambda lines: [line for line in lines if json.loads(line)["step"] <= 210])(run)
-    add_line(run, log, **ADDED[log])
-    number, step = len(read_rows(run / log)), ADDED[log]["step"]
-    message = refusal(run)
-    foreign = f"{run / log}:{number}: step {step} of the stage {ADDED[log].get('stage', 'rl')} is not of this run, which continues "
-    assert message.startswith(f"{foreign}from step 210; remove this line, or give --accept_loss")
-    change_lines(log, lambda lines: lines[:-1])(run)
-    add_line(run, log, step=300)
-    check_logs(*given)
-    with pytest.raises(ValueError, match=f"{log}:{number}: step 300 of the stage rl is not of this run"):
-        check_logs(*given[:3], ("sft",))
-
-
-def test_lines_of_another_run_are_noticed_when_a_run_starts_again(tmp_path):
-    (tmp_path / "evaluations.jsonl").write_text('{"step": 0, "stage": "rl", "correct": [1]}\n')
-    check_logs(tmp_path, None, 0, ("rl",))
-    with pytest.raises(ValueError, match="evaluations.jsonl:1: step 0 of the stage rl is not of this run"):
-        check_logs(tmp_path, None, 0, ("sft",))
 
 
 def test_the_sums_of_a_finished_run_have_a_form(finished, tmp_path):
