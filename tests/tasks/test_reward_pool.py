@@ -45,6 +45,20 @@ def test_verdicts_come_in_the_order_of_the_answers(pool):
     assert [v.reward for v in verdicts] == [2.0 * n for n in range(500)] and {v.outcome for v in verdicts} == {"ok"}
 
 
+def test_a_lower_limit_of_memory_is_kept():
+    program = """import resource
+from igpo_jax.tasks.problem import Problem
+from igpo_jax.tasks.reward_pool import RewardPool
+limit = 3_500_000_000
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+pool = RewardPool("reward_functions:address_space", {}, 1, 5.0)
+assert [verdict.reward for verdict in pool([(Problem("id", "", "", "", (), ""), "")])] == [limit]
+pool.close()"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_full_disk_with_the_log_costs_no_reward(pool, tmp_path, monkeypatch):
     (tmp_path / "talking.py").write_text("def reward(problem, text):\n    print(text, flush=True)\n    return 1.0\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -60,20 +74,6 @@ def test_a_full_disk_with_the_log_costs_no_reward(pool, tmp_path, monkeypatch):
 TROUBLE = {"sleep": "timeout", "raise": "error", "die": "error", "fill memory": "error", "no number": "error"}
 TROUBLE |= {"give up": "timeout", "exit": "error"}
 TROUBLE |= dict.fromkeys(["number as text", "nothing", "nan", "inf", "-inf", "1e300"], "error")
-
-
-def test_a_lower_limit_of_memory_is_kept():
-    program = """import resource
-from igpo_jax.tasks.problem import Problem
-from igpo_jax.tasks.reward_pool import RewardPool
-limit = 3_500_000_000
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-pool = RewardPool("reward_functions:address_space", {}, 1, 5.0)
-assert [verdict.reward for verdict in pool([(Problem("id", "", "", "", (), ""), "")])] == [limit]
-pool.close()"""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
 
 
 def test_every_kind_of_trouble_costs_its_own_answer_only(pool):
@@ -203,9 +203,7 @@ def test_a_worker_that_is_replaced_does_not_use_other_code(pool, tmp_path, monke
     assert [v.reward for v in graded(one, "1")] == [1.0]
     for other in (source.replace("1.0", "2.0"), "("):
         file.write_text(other)
-        with pytest.raises(
-            ValueError, match=f"'edited:reward' cannot be used: {file} has changed since this command began; run"
-        ):
+        with pytest.raises(ValueError, match=f"'edited:reward' cannot be used: {file} has changed since this command began; run"):
             graded(one, "no", "1")
         file.write_text(source)
         assert [v.reward for v in graded(one, "1")] == [1.0]
@@ -218,9 +216,7 @@ def test_no_file_of_the_working_folder_is_imported_at_the_start_of_a_worker(pool
     (tmp_path / "sitecustomize.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert [v.reward for v in graded(pool("igpo_jax.tasks.math:reward", {"answer": "any"}), "1")] and not (
-        tmp_path / "executed"
-    ).exists()
+    assert [v.reward for v in graded(pool("igpo_jax.tasks.math:reward", {"answer": "any"}), "1")] and not (tmp_path / "executed").exists()
 
 
 def test_the_warm_up_of_mathematics_loads_all_that_a_comparison_needs():
