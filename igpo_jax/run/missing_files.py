@@ -89,16 +89,15 @@ def check_finished_logs(workdir: pathlib.Path) -> None:
     result = workdir / "result.json"
     if not result.is_file():
         return
-    sums = read_json(result).get("logs")
-    is_end = sums is not None
-    if not is_end:
+    sums = at_end = read_json(result).get("logs")
+    if sums is None:
         folders = [checkpoints_of(workdir) / stage for stage in STAGES]
         saved = [folder / str(step) for folder in folders for step in steps_in(folder)]
         sums = (read_metadata(saved[-1]) or {}).get("logs", {}) if saved else {}
     require(are_log_sums(sums), f"{result}: logs={repr(sums)[:100]} are no checksums of logs; restore it from a copy")
     advice = "restore it from a copy, or train the run again with --accept_loss to keep the logs as they are"
     _check_sums(workdir, sums, f"the run finished; {advice}")
-    for name in LOGS if is_end else ():
+    for name in LOGS if at_end is not None else ():
         size, _ = sums.get(name, (0, 0))
         added = f"{workdir / name} has lines after its first {size} bytes, which were added since the run finished; {advice}"
         require(_size(workdir / name) <= size, added)
