@@ -90,8 +90,8 @@ def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], l
     messages, control characters are escaped, because file names may contain them. Paths of local copies of bucket folders are
     replaced by the addresses of these folders. Characters that the encoding of stdout lacks are escaped, too. After an error,
     waits at most `PATIENCE` seconds for other threads, because the threads of a failed save in Orbax can wait for each other
-    for minutes. Hides the tracebacks and warnings that Orbax's threads and coroutines print after a failed read or save, because
-    they repeat the error that Orbax raises.
+    for minutes. Hides the tracebacks and warnings that Orbax's threads and coroutines print after a failed read or save: they
+    repeat the error that Orbax raises.
 
     What cannot be written to stderr, for example because the disk is full, is dropped. If stdout cannot be written, this is an
     error."""
