@@ -12,6 +12,7 @@ import runpy
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,12 @@ FLAG = re.compile(r"--?([A-Za-z][\w.-]+)(?:\[\d+\])?(=.*)?", re.DOTALL)
 PATIENCE = 10.0  # seconds
 SHOWN = 100  # characters of an argument in a message
 LONGEST = 10_000  # characters of a message that ends a command; it may list names in a file
+# (file, function) of Orbax that logs the traceback of each error that it also raises. An error passes through several of them.
+LOGGED_AND_RAISED = (
+    ("future.py", "run"),
+    ("async_checkpointer.py", "_thread_func"),
+    ("checkpoint_manager.py", "wait_until_finished"),
+)
 # Characters that break lines, move a terminal's cursor or reverse the direction of text, and the surrogates by which Python
 # replaces bytes in the names of files. A surrogate cannot be printed.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -83,14 +90,16 @@ def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], l
     messages, control characters are escaped, because file names may contain them. Paths of local copies of bucket folders are
     replaced by the addresses of these folders. Characters that the encoding of stdout lacks are escaped, too. After an error,
     waits at most `PATIENCE` seconds for other threads, because the threads of a failed save in Orbax can wait for each other
-    for minutes. Hides the tracebacks that Orbax's threads and coroutines print after a failed read, because these errors cannot
-    be caught.
+    for minutes. Hides the tracebacks and warnings that Orbax's threads and coroutines print after a failed read or save: they
+    repeat the error that Orbax raises.
 
     What cannot be written to stderr, for example because the disk is full, is dropped. If stdout cannot be written, this is an
     error."""
     streams.use_as_log("stderr")
     sys.unraisablehook = lambda unraisable: logging.debug("not raised: %r", unraisable.exc_value)
     logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+    logging.getLogger("absl").addFilter(lambda record: not _is_raised_later(record))
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     logging.setLogRecordFactory(functools.partial(_escaped_record, logging.getLogRecordFactory()))
     try:
         try:
@@ -110,6 +119,10 @@ def run_command(main: Callable[[list[str]], Any], parse: Callable[[list[str]], l
             timer.daemon = True
             timer.start()
         raise
+
+
+def _is_raised_later(record: logging.LogRecord) -> bool:
+    return bool(record.exc_info) and "/orbax/" in record.pathname and (record.filename, record.funcName) in LOGGED_AND_RAISED
 
 
 def _escaped_record(make: Callable[..., logging.LogRecord], *args, **kwargs) -> logging.LogRecord:

@@ -24,7 +24,7 @@ from igpo_jax.run.export import export_adapters, export_run
 from igpo_jax.runtime import distributed
 from igpo_jax.runtime.buckets import require_model
 from igpo_jax.runtime.checks import require
-from igpo_jax.runtime.host import prepare_accelerators
+from igpo_jax.runtime.host import check_options, prepare_accelerators
 from igpo_jax.runtime.installation import command_igpo
 from igpo_jax.runtime.mesh import make_mesh
 from igpo_jax.tokenizers import load_tokenizer
@@ -49,6 +49,7 @@ WRITERS = {("huggingface", "model"): convert, ("model", "huggingface"): export}
 
 
 def main(_):
+    check_options()
     prepare_accelerators()
     distributed.initialize()
     logging.set_verbosity(logging.WARNING)  # Orbax reports every file at INFO

@@ -40,7 +40,7 @@ MEMORY_KEYS = (
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder, which may be gs://BUCKET/RUN; runs/<config> by default.")
 JSON = define_json()
 ACCEPT_LOSS = flags.DEFINE_bool(
-    "accept_loss", False, "Continue a run although lines of its logs, or the newest checkpoints of its last stage, are missing."
+    "accept_loss", False, "Continue a run although its logs have lost or foreign lines, or its newest checkpoints are missing."
 )
 
 

@@ -221,9 +221,11 @@ def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Returns the records in metrics.jsonl, rollouts.jsonl or evaluations.jsonl. Like `read_rows`, returns [] for a missing
     file, skips a truncated last line, and raises ValueError for other malformed lines. Also raises ValueError for a record that
     `MetricsWriter` would not write, such as a record without a step, with a metric that is not a number, or with a step that is
-    not above that of the record before. (Evaluations and other records of a stage are counted separately.)"""
+    not above that of the record before. (Evaluations and other records of a stage are counted separately. Records of
+    rollouts.jsonl that follow each other may have the same step.)"""
     rows, name = list[dict[str, Any]](), pathlib.Path(path).name
     steps = dict[tuple[Any, bool], int]()  # (stage, is evaluation) -> step of the last record
+    repeated = name == "rollouts.jsonl"  # several completions have the same step
     for number, row in enumerate(_rows(path), 1):
         step, stage, correct = row.get("step"), row.get("stage"), row.get("correct")
         wrong = ""
@@ -238,9 +240,10 @@ def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
             wrong = f"{repr(foreign[0])[:100]}: {repr(row[foreign[0]])[:100]} is not a number" if foreign else ""
         elif name == "rollouts.jsonl":
             wrong = _foreign_in_rollout(row)
-        if type(step) is int and not wrong and name != "rollouts.jsonl":
-            last, steps[kind] = steps.get(kind := (stage, "eval/accuracy" in row), -1), step
-            wrong = f"step {step} of the stage {stage} comes after step {last}" if step <= last else ""
+        if type(step) is int and not wrong:
+            kind = ("rl", False) if repeated else (stage, "eval/accuracy" in row)
+            last, steps[kind] = steps.get(kind, -1), step
+            wrong = f"step {step} of the stage {kind[0]} comes after step {last}" if step < last + (not repeated) else ""
         if wrong:
             raise ValueError(f"{path}:{number}: {wrong}; repair or remove this line")
         rows.append(row)

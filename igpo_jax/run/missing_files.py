@@ -1,13 +1,13 @@
-"""Checks a run's folder before the run continues or its results are used: no files and no log lines may be missing, and no
-symbolic link may lead out of the folder. Without these checks, the run could delete lines of its logs, mix two configurations,
-or write outside of its folder."""
+"""Checks a run's folder before the run continues or its results are used: no files and no log lines may be missing, no log
+lines of another run may have been added, and no symbolic link may lead out of the folder. Without these checks, the run could
+delete lines of its logs, mix two runs, or write outside of its folder."""
 
 import io
 import itertools
 import os
 import pathlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from igpo_jax.config import Config
@@ -53,24 +53,43 @@ def check_identities(workdir: pathlib.Path, identities: Mapping[str, Mapping[str
             require(not other, f"{checkpoint} {other}")
 
 
-def check_logs(workdir: pathlib.Path, checkpoint: pathlib.Path) -> None:
-    """Raises ValueError if lines that a log had when the given checkpoint was saved are missing or have changed. The metadata
-    of the checkpoint contains the size and the CRC-32 of each log (see `MetricsWriter.sums`). Checkpoints that were saved by
-    earlier versions of this package do not contain them, so their logs are not checked."""
-    sums = (read_metadata(checkpoint) or {}).get("logs", {})
-    _check_sums(
-        workdir, sums, f"{checkpoint} was saved; {RESTORE}, or give --accept_loss to continue with the logs as they are"
-    )
+def check_logs(workdir: pathlib.Path, checkpoint: pathlib.Path | None, step: int, stages: Collection[str]) -> None:
+    """Raises ValueError if lines that a log had when the given checkpoint was saved are missing or have changed, or if lines
+    were added since that the run has not written. The metadata of the checkpoint contains the size and the CRC-32 of each log
+    (see `MetricsWriter.sums`). Checkpoints that were saved by earlier versions of this package do not contain them, so their
+    logs are not checked.
+
+    Args:
+        checkpoint: the checkpoint from which the run continues, or None if the run starts again.
+        step: number of optimizer updates from which the run continues.
+        stages: names of the stages that the run has."""
+    sums: Mapping[str, Sequence[int]] = dict.fromkeys(LOGS, (0, 0))
+    if checkpoint is not None:
+        sums = (read_metadata(checkpoint) or {}).get("logs", {})
+    accept = "give --accept_loss to continue with the logs as they are"
+    _check_sums(workdir, sums, f"{checkpoint} was saved; {RESTORE}, or {accept}")
+    for name, (size, _) in sums.items():
+        file = workdir / name
+        _, begin = _beginning(file, size)
+        for number, row in enumerate(read_log(file)[begin:], begin + 1):
+            # An evaluation may come after the checkpoint that it evaluates.
+            first = step + (name == "rollouts.jsonl" or (name == "metrics.jsonl" and "eval/accuracy" not in row))
+            stage = row.get("stage", "rl")
+            foreign = (
+                f"{file}:{number}: step {row['step']} of the stage {stage} is not of this run, which continues from step {step}"
+            )
+            require(row["step"] >= first and stage in stages, f"{foreign}; remove this line, or {accept}")
 
 
 def check_finished_logs(workdir: pathlib.Path) -> None:
-    """Raises ValueError if lines that a log had when the run finished are missing or have changed. The result.json of a
-    finished run contains the size and the CRC-32 of each log. If it was written by an earlier version of this package, it does
-    not contain them, so the logs are compared with the newest checkpoint. If the run is not finished, checks nothing."""
+    """Raises ValueError if lines that a log had when the run finished are missing or have changed, or if lines were added
+    since. The result.json of a finished run contains the size and the CRC-32 of each log. If it was written by an earlier
+    version of this package, it does not contain them, so the logs are compared with the newest checkpoint, after which the run
+    may have added lines. If the run is not finished, checks nothing."""
     result = workdir / "result.json"
     if not result.is_file():
         return
-    sums = read_json(result).get("logs")
+    sums = at_end = read_json(result).get("logs")
     if sums is None:
         folders = [checkpoints_of(workdir) / stage for stage in STAGES]
         saved = [folder / str(step) for folder in folders for step in steps_in(folder)]
@@ -78,12 +97,16 @@ def check_finished_logs(workdir: pathlib.Path) -> None:
     require(are_log_sums(sums), f"{result}: logs={repr(sums)[:100]} are no checksums of logs; restore it from a copy")
     advice = "restore it from a copy, or train the run again with --accept_loss to keep the logs as they are"
     _check_sums(workdir, sums, f"the run finished; {advice}")
+    for name in LOGS if at_end is not None else ():
+        size, _ = sums.get(name, (0, 0))
+        added = f"{workdir / name} has lines after its first {size} bytes, which were added since the run finished; {advice}"
+        require(_size(workdir / name) <= size, added)
 
 
 def log_sums(workdir: pathlib.Path) -> dict[str, list[int]]:
     """Returns {file name: [size in bytes, CRC-32]} of the logs on the disk, as `MetricsWriter.sums` does."""
-    sizes = {name: (workdir / name).stat().st_size for name in LOGS if (workdir / name).is_file()}
-    return {name: [size, _crc_of_beginning(workdir / name, size)] for name, size in sizes.items()}
+    sizes = {name: _size(workdir / name) for name in LOGS if (workdir / name).is_file()}
+    return {name: [size, _beginning(workdir / name, size)[0]] for name, size in sizes.items()}
 
 
 def _check_sums(workdir: pathlib.Path, sums: Mapping[str, Sequence[int]], told: str) -> None:
@@ -92,16 +115,21 @@ def _check_sums(workdir: pathlib.Path, sums: Mapping[str, Sequence[int]], told: 
     for name, (size, crc) in sums.items():
         file = workdir / name
         what = "has lost or changed lines since" if file.is_file() else "is missing, which had lines when"
-        require(_crc_of_beginning(file, size) == crc, f"{file} {what} {told}")
+        require(_beginning(file, size)[0] == crc, f"{file} {what} {told}")
 
 
-def _crc_of_beginning(file: pathlib.Path, size: int) -> int:
-    """Returns the CRC-32 of the first `size` bytes of a file. A missing file is treated as an empty file."""
-    crc = 0
+def _size(file: pathlib.Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
+
+
+def _beginning(file: pathlib.Path, size: int) -> tuple[int, int]:
+    """Returns the CRC-32 of the first `size` bytes of a file and their number of line breaks. A missing file is treated as an
+    empty file."""
+    crc = lines = 0
     with file.open("rb") if file.is_file() else io.BytesIO() as opened:
         while part := opened.read(max(0, min(size, 1 << 20))):
-            crc, size = zlib.crc32(part, crc), size - len(part)
-    return crc
+            crc, lines, size = zlib.crc32(part, crc), lines + part.count(b"\n"), size - len(part)
+    return crc, lines
 
 
 def check_stages(workdir: pathlib.Path, config: Config, accept_loss: bool) -> None:

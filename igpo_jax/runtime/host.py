@@ -7,6 +7,7 @@ import glob
 import logging
 import os
 import resource
+import sys
 import zlib
 
 import jax
@@ -33,18 +34,38 @@ LIBTPU_DEFAULTS = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+STORAGE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 OPEN_FILES = (errno.EMFILE, errno.ENFILE)
+# Options of JAX that change random numbers or dtypes -> value with which this package computes.
+NUMBERS = {
+    "jax_enable_x64": False,
+    "jax_threefry_partitionable": True,
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_random_seed_offset": 0,
+    "jax_high_dynamic_range_gumbel": False,
+}
 INTACT = "What was complete before is intact"
 LESS_MEMORY = "To reduce memory: {keys}; `python -m igpo_jax.plan --config=...` lists the memory of each program"
 
 
 def prepare() -> None:
-    """Prepares this process for the devices of its host, see `prepare_accelerators`. If only CPUs are used, makes the process
-    keep freed memory. Call this function before JAX starts threads or looks for devices."""
+    """Prepares the process of a command for the devices of its host, see `prepare_accelerators`. If only CPUs are used, makes
+    the process keep freed memory. Ends the process if `check_options` fails. Call this function before JAX starts threads or
+    looks for devices."""
+    check_options()
     gpus = prepare_accelerators()
     if not gpus and (os.environ.get("JAX_PLATFORMS") == "cpu" or not _any_device("accel*", "vfio/*", "kfd")):
         keep_freed_memory()
+
+
+def check_options() -> None:
+    """Ends the process with a message if an environment variable sets one of JAX's options in `NUMBERS` to another value. A run
+    that is resumed with other values would continue with other numbers."""
+    for option, value in NUMBERS.items():
+        given, variable = getattr(jax.config, option), option.upper()
+        if given != value:
+            sys.exit(f"error: unset {variable}: this program computes with {variable}={value}, not with {given}")
 
 
 def prepare_accelerators() -> bool:
@@ -116,7 +137,7 @@ def explain_shortage(error: Exception, memory_keys: str) -> str | None:
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     number = error.errno if isinstance(error, OSError) else None
     # Tested first, because the checkpoint writer reports full disks and too many open files as RESOURCE_EXHAUSTED.
-    if number in STORAGE or "No space left on device" in reason:
+    if number in STORAGE or any(os.strerror(full) in reason for full in FULL):
         return f"storage: {reason}. {INTACT}; once it can be written, the same command resumes"
     if number in OPEN_FILES or "Too many open files" in str(error):
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

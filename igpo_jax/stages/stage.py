@@ -19,7 +19,7 @@ from igpo_jax.run.checkpoint import Checkpoints
 from igpo_jax.run.checkpoint_integrity import steps_in
 from igpo_jax.run.experiment import Experiment
 from igpo_jax.run.metrics import MetricsWriter, is_evaluated, last_logged
-from igpo_jax.run.missing_files import check_logs, check_result, check_stage, discard_result
+from igpo_jax.run.missing_files import check_finished_logs, check_logs, check_result, check_stage, discard_result
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import raise_on_all_hosts
 from igpo_jax.runtime.files import wrap_read_errors
@@ -106,13 +106,18 @@ class Stage:
             check_result(self.experiment.workdir, self.checkpoints.folder / str(saved[-1]), self.step_of(saved[-1]))
 
     def _check_folder(self, state: IterationState | None) -> None:
-        workdir, accept = self.experiment.workdir, self.experiment.accept_loss
+        workdir, config, accept = self.experiment.workdir, self.experiment.config, self.experiment.accept_loss
         done = None if state is None else state.done
-        check_stage(workdir, self.experiment.config, self.name, done, accept)
+        check_stage(workdir, config, self.name, done, accept)
         # The newest checkpoint of the run is the one whose logs may have been accepted with a loss.
         is_newest = self.name == "rl" or not steps_in(checkpoints_of(workdir) / "rl")
-        if done is not None and is_newest and not accept:
-            check_logs(workdir, self.checkpoints.folder / str(done))
+        # An RL stage without checkpoints comes after the supervised stage, which has checked the logs.
+        is_checked = done is None and self.name == "rl" and config.sft.updates
+        if is_newest and not is_checked and not accept:
+            checkpoint = None if done is None else self.checkpoints.folder / str(done)
+            stages = [name for name, total in {"sft": config.sft.updates, "rl": config.rl.iterations}.items() if total]
+            check_logs(workdir, checkpoint, self.step_of(done or 0), stages)
+            check_finished_logs(workdir)
 
     def create(self, trained: Params, key: jax.Array, solution_bank: np.ndarray | None = None) -> IterationState:
         """Returns the initial state of the stage, with a copy of the parameters `trained`."""

@@ -37,7 +37,9 @@ def main(fd: str, functions: str, files: str) -> None:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is handled by the training process
     streams.use_as_log("stdout", "stderr")  # a function that prints does not fail because the disk is full
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]  # which only root may raise
+    memory = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     sys.set_int_max_str_digits(20_000)
     rewards: list[tuple[str, Reward]] = []
     trouble = None

@@ -6,11 +6,13 @@ import pathlib
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
+import commands
 from igpo_jax.run.metrics import read_rows
 from igpo_jax.runtime.host import explain_shortage
 from igpo_jax.runtime.stopwatch import Stopwatch
@@ -49,6 +51,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_with_room_it_goes_on(command, 
     process = command("train", *flags)
     message = last_line(process)
     assert message.startswith("error: storage: ") and "No space left on device" in message and message.endswith(INTACT)
+    assert "Traceback" not in process.stderr
     assert mount("remount", "size=40m")
     process = command("train", *flags)
     assert process.returncode == 0, process.stderr
@@ -57,6 +60,17 @@ def test_a_full_disk_ends_the_run_in_one_line_and_with_room_it_goes_on(command, 
     assert mount("remount", "ro")
     message = last_line(command("train", *flags))
     assert re.match(r"error: \[Errno 30\] Read-only file system: '.*/run/.lock'", message), message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit, begins", [("-f 100", "storage: "), ("-n 30", "open files: ")])
+def test_a_checkpoint_that_cannot_be_written_is_one_line(limit, begins, tiny, tmp_path):
+    flags = (f"--config={tiny}", f"--workdir={tmp_path / 'run'}", *SHORT, "--config.sft.checkpoint_every=4")
+    limited = ["bash", "-c", f'ulimit {limit} && exec "$@"', "bash", sys.executable, "-m", "igpo_jax.train", *flags]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": commands.QUICK}
+    process = subprocess.run(limited, env=environment, capture_output=True, text=True, timeout=300)
+    assert last_line(process).startswith(f"error: {begins}") and INTACT.partition(";")[0] in last_line(process)
+    assert not re.search("^Traceback|^RuntimeWarning|^E[0-9]|Exception in thread", process.stderr, re.MULTILINE), process.stderr
 
 
 def test_a_file_where_the_folder_should_be_is_one_clear_error(command, tiny, tmp_path):
@@ -82,6 +96,9 @@ def test_a_model_that_does_not_fit_is_one_error_that_says_what_to_do(command, ti
     (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nmore"), "out of memory: RESOURCE_EXHAUSTED: Out of"),
     (OSError(errno.ENOSPC, "No space left on device", "f"), "storage: [Errno 28] No space left on device: 'f'"),
     (ValueError('RESOURCE_EXHAUSTED: Failed writing: "f": No space left on device'), "storage: RESOURCE_EXHAUSTED: Failed"),
+    (OSError(errno.EFBIG, "File too large"), "storage: [Errno 27] File too large"),
+    (ValueError('OUT_OF_RANGE: Failed writing: "f": File too large [os_error_code=27]'), "storage: OUT_OF_RANGE: Failed"),
+    (ValueError("Failed writing: Disk quota exceeded"), "storage: Failed writing: Disk quota exceeded"),
     (OSError(errno.EMFILE, "Too many open files", "f"), "open files: [Errno 24] Too many open files: 'f'"),
     (OSError(errno.ENFILE, "Too many open files in system"), "open files: [Errno 23] Too many open files in system"),
     (ValueError("RESOURCE_EXHAUSTED: Opening failed\n[OS error 24: Too many open files]"), "open files: RESOURCE_EXHAUSTED: "),

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,10 @@ import time
 
 def length(problem, text):
     return float(len(text))
+
+
+def address_space(problem, text):
+    return float(resource.getrlimit(resource.RLIMIT_AS)[0])
 
 
 def count(problem, text):

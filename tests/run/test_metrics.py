@@ -92,6 +92,7 @@ ROW = {"step": 1, "stage": "rl"}
     ("evaluations.jsonl", ROW | {"correct": [0, 2]}, "is not a list of verdicts"),
     ("evaluations.jsonl", {"step": 1, "correct": []}, "stage=None"),
     ("rollouts.jsonl", {"text": "4"}, "step=None"),
+    ("rollouts.jsonl", rollout_row(0), "step 0 of the stage rl comes after step 1"),
     ("rollouts.jsonl", ROW | {"text": 5}, "text=5 is not text"), ("rollouts.jsonl", ROW | {"trace": None}, "trace=None is not text"),
     ("rollouts.jsonl", ROW | {"try": ["first"]}, "try=.* is not first or hinted"),
     ("rollouts.jsonl", ROW | {"outcome": 7}, "outcome=7 is not ok, timeout or error"),

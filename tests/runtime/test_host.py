@@ -97,3 +97,20 @@ def test_programs_are_kept_in_the_users_cache_unless_told(given, tmp_path, monke
         assert jax.devices()[0].device_kind in folder
         monkeypatch.delenv("XDG_CACHE_HOME")
         assert host.user_cache() == pathlib.Path.home() / ".cache" / "igpo_jax"
+
+
+@pytest.mark.parametrize("module, variable, value, told", [
+    ("convert", "JAX_ENABLE_X64", "1", "JAX_ENABLE_X64=False, not with True"),
+    ("train", "JAX_ENABLE_X64", "1", "JAX_ENABLE_X64=False, not with True"),
+    ("train", "JAX_THREEFRY_PARTITIONABLE", "0", "JAX_THREEFRY_PARTITIONABLE=True, not with False"),
+    ("train", "JAX_DEFAULT_PRNG_IMPL", "rbg", "JAX_DEFAULT_PRNG_IMPL=threefry2x32, not with rbg"),
+    ("train", "JAX_RANDOM_SEED_OFFSET", "1", "JAX_RANDOM_SEED_OFFSET=0, not with 1"),
+    ("train", "JAX_HIGH_DYNAMIC_RANGE_GUMBEL", "1", "JAX_HIGH_DYNAMIC_RANGE_GUMBEL=False, not with True"),
+])  # fmt: skip
+def test_variables_that_change_random_numbers_or_dtypes_are_refused(module, variable, value, told, tmp_path):
+    flags = {"train": ["--config=arithmetic"], "convert": ["--source=a", "--target=b"]}[module]
+    command = [sys.executable, "-m", f"igpo_jax.{module}", *flags]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", variable: value}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines() == [f"error: unset {variable}: this program computes with {told}"]
+    assert done.returncode == 1 and not list(tmp_path.iterdir())

@@ -45,6 +45,20 @@ def test_verdicts_come_in_the_order_of_the_answers(pool):
     assert [v.reward for v in verdicts] == [2.0 * n for n in range(500)] and {v.outcome for v in verdicts} == {"ok"}
 
 
+def test_a_lower_limit_of_memory_is_kept():
+    program = """import resource
+from igpo_jax.tasks.problem import Problem
+from igpo_jax.tasks.reward_pool import RewardPool
+limit = 3_500_000_000
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+pool = RewardPool("reward_functions:address_space", {}, 1, 5.0)
+assert [verdict.reward for verdict in pool([(Problem("id", "", "", "", (), ""), "")])] == [limit]
+pool.close()"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HELPERS), str(HELPERS.parents[1])])}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_full_disk_with_the_log_costs_no_reward(pool, tmp_path, monkeypatch):
     (tmp_path / "talking.py").write_text("def reward(problem, text):\n    print(text, flush=True)\n    return 1.0\n")
     monkeypatch.syspath_prepend(tmp_path)
