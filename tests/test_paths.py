@@ -8,7 +8,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "igpo_jax"
 LOCAL = {  # modules that do so -> what the paths are
     "__main__.py": "the names of files in the working folder",
-    "cli.py": "none: /dev/null",
     "command_help.py": "none: the width of the terminal",
     "compare/arms.py": "runs of a comparison, which are on this machine",
     "doctor.py": "disks of this machine, a temporary folder",
