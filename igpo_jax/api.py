@@ -44,12 +44,14 @@ from igpo_jax.runtime.host import prepare_accelerators
 from igpo_jax.runtime.mesh import batch_size_divisor, make_mesh, shard_batch, to_host
 from igpo_jax.tokenizers import Tokenizer, has_tokenizer, load_tokenizer, warn_of_no_text
 from igpo_jax.training.policy import Policy
+from igpo_jax.weights.finite import check_finite
 from igpo_jax.weights.folders import load_params
 from igpo_jax.weights.huggingface import folder_model_config
 from igpo_jax.weights.peft import import_peft
 
 BLANK = re.compile(r"\[MASK(?::(\d+))?\]")
 BUCKET = 32  # prompts are padded to a multiple of this, so that few programs are compiled
+PROBED = 8  # ordinary tokens, and MASKs, in the test of a network's logits
 SCORED_ROWS = 16  # masked copies per device in one batch of `score`
 ROWS_PER_DEVICE = 8  # completions per device in one batch
 TYPICAL_PROMPT = 256  # tokens; the layout of the weights is chosen for prompts of this length
@@ -305,6 +307,17 @@ def _logits(params, tokens, attention_mask, cfg: ModelConfig):
     return unembed(params, forward(params, tokens, attention_mask, cfg), cfg)
 
 
+def check_logits(params: Params, cfg: ModelConfig, mesh: Mesh, name: str, allow_nonfinite: bool) -> None:
+    """Raises ValueError if the network computes NaN or infinite logits for a few tokens and MASKs. This happens if the weights
+    are finite but so large that a product of them overflows. If `allow_nonfinite` is true, logs a warning instead. `name` is
+    the name of the model for the message."""
+    row = [*range(min(PROBED, cfg.vocab_size)), *[cfg.mask_id] * PROBED]
+    tokens, present = np.array([row] * batch_size_divisor(mesh), np.int32), np.ones((batch_size_divisor(mesh), len(row)), bool)
+    with jax.set_mesh(mesh):
+        logits = _logits(params, *shard_batch((tokens, present), mesh), cfg)
+        check_finite(logits, f"{name}: the network's logits are too large to compute", allow_nonfinite)
+
+
 _bound = jax.jit(negative_bound, static_argnames="cfg")
 
 
@@ -338,7 +351,7 @@ def load(
         trust: Python modules outside this package that the config.json of a training run is allowed to name as its task.
             Loading the run imports its task, which runs with your permissions.
         allow_nonfinite: if true, weights that are NaN or infinite cause only a warning. By default, such weights raise a
-            ValueError that names the tensor."""
+            ValueError that names the tensor, and so do weights with which the network computes such numbers."""
     require(needs in ("ids", "text", "chat"), f"needs={needs!r} is none of ids, text, chat")
     prepare_accelerators()
     placed, dtype = mesh or make_mesh(), dtype or default_dtype()
@@ -355,6 +368,7 @@ def load(
         config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype, attention=attention)
         config = fit_to_devices(config, placed, None)
         origin: dict[str, str | int] = {"path": str(path), "stage": run.stage, "step": run.step}
+        check_logits(params, config, placed, str(path), allow_nonfinite)
         model = DiffusionLM(config, params, tokenizer, placed, origin, run.config.evaluation.decode)
         return model if mesh else _laid_out_for_sampling(model, run.config.lora)
     require(stage is None, f"{path} is not a run's folder, so it has no stage {stage!r}")
@@ -372,6 +386,7 @@ def load(
     params = load_params(path, config, placed, allow_nonfinite)
     if cfg is not None:
         params = lora.attach(params, jax.device_put(values, lora.shardings(config, cfg, placed)), cfg)
+    check_logits(params, config, placed, " with adapters ".join(map(str, origin.values())), allow_nonfinite)
     model = DiffusionLM(config, params, tokenizer, placed, origin)
     return model if mesh else _laid_out_for_sampling(model, cfg)
 

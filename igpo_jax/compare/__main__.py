@@ -40,6 +40,7 @@ from igpo_jax.compare.arms import (
     parse_arms,
     parse_seeds,
     path_of,
+    require_different_stages,
     require_finished,
     require_own_logs,
     run_name,
@@ -91,6 +92,8 @@ def main(_) -> None:
         if TASKS.value:
             check_tasks(TASKS.value, arms, overrides)
             return compare_on_tasks(folder, [file, *TASKS.value])
+        if STAGES.value:
+            require_different_stages(STAGES.value, seeds)
         # With one RL seed of all stages, all arms can be compared; the further ones make the intervals narrower.
         stages = [[(seed, SUPERVISED, 0) for seed in seeds] if config.sft.updates or config.sft.epochs else []]
         stages += [[(seed, arm, rl_seed) for rl_seed in range(RL_SEEDS.value) for seed in seeds for arm in arms]]

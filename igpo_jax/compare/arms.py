@@ -13,9 +13,11 @@ from ml_collections import ConfigDict
 
 from igpo_jax import config as configuration
 from igpo_jax.run.experiment import as_begun, keys_of_other_run
+from igpo_jax.runtime.buckets import require_model
 from igpo_jax.runtime.checks import MOST_SEED, require
 from igpo_jax.runtime.files import is_inside, read_json, require_same_identity, require_stored
 from igpo_jax.runtime.progress import duration
+from igpo_jax.weights.digest import network_digest
 
 Overrides = dict[str, Any]
 Run = tuple[int, str, int]  # seed of the supervised stage, arm, RL seed
@@ -227,6 +229,17 @@ def create_run_folder(run: pathlib.Path) -> None:
 def _copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
     require_stored(pathlib.Path(source))
     shutil.copy2(source, target)
+
+
+def require_different_stages(folder: str, seeds: Sequence[int]) -> None:
+    """Raises ValueError if two of the model folders seed-N in `folder` hold the same model. Intervals over the stages would
+    count this model as two independent ones."""
+    found: dict[str, int] = {}
+    for seed in seeds:
+        place = f"{folder}/seed-{seed}"
+        require_model(place, "--stages")
+        other = found.setdefault(network_digest(place), seed)
+        require(other == seed, f"{place} is the same model as {folder}/seed-{other}; give each seed a stage of its own")
 
 
 def last_error(log: pathlib.Path, begin: int) -> str:

@@ -17,6 +17,7 @@ from igpo_jax.runtime.mesh import to_host
 from igpo_jax.weights.folders import original_name, weight_names, write_safetensors
 from igpo_jax.weights.huggingface import llada_config, read_model_json
 from igpo_jax.weights.new_folders import check_link, copy_small_files, new_folder
+from igpo_jax.weights.finite import check_finite
 from igpo_jax.weights.peft import export_peft
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def export_run(
             path = tuple(key.key for key in path)
             if path[0] == "blocks" and path[1] in adapters:
                 leaf, lost = lora.merge_matrix(leaf, adapters[path[1]], config.lora, dtype)
+                check_finite(leaf, f"{workdir}: {path[1]} with its adapters", allow_nonfinite)
                 if dtype == "bfloat16":
                     log.warning("%s: rounding to bfloat16 loses %.0f %% of what was learned", path[1], 100 * lost)
             yield path, leaf

@@ -26,11 +26,14 @@ def local_folder(path: str | os.PathLike) -> pathlib.Path:
 
 @functools.cache  # so that a process reads one version of a model
 def _snapshot(hub_id: str) -> pathlib.Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
+    named = pathlib.Path(constants.HF_HUB_CACHE, f"models--{hub_id.replace('/', '--')}")
+    version = named / "refs" / "main"
+    require(version.is_file(), f"{version} is no file")  # opening a named pipe would block
     folder = pathlib.Path(snapshot_download(hub_id, local_files_only=True))
     # The name of the folder comes from a file of the cache, and could be that of any folder.
-    around = (f"models--{hub_id.replace('/', '--')}", "snapshots")
+    around = (named.name, "snapshots")
     require(folder.parts[-3:-1] == around and folder.name != "..", f"{folder} is no snapshot of {hub_id}")
     return folder
 

@@ -26,6 +26,7 @@ def copy_small_files(source: str | os.PathLike, target: pathlib.Path) -> None:
     with raise_on_all_hosts():
         for file in sorted(small_files(source).iterdir()) if jax.process_index() == 0 else ():
             if file.is_file() and file.suffix not in WEIGHT_FILES and file.name != ORIGIN:
+                require(file.name != "params", f"{file} has the name of a model folder's weights; remove or rename this file")
                 check_link(file)
                 require_stored(file)
                 shutil.copyfile(file, target / file.name)

@@ -23,6 +23,7 @@ from igpo_jax.compare.arms import (
     own_settings,
     parse_arms,
     parse_seeds,
+    require_different_stages,
     require_own_logs,
     time_left,
 )
@@ -247,6 +248,17 @@ def test_a_comparison_can_be_stopped_and_goes_on(tmp_path):
         assert done.returncode == 0 and f"again: 2 runs of arms, {report}" in done.stderr, done.stderr
     first = [(folder / "evaluations.jsonl").read_text().splitlines()[0] for folder in (runs / "igpo", *again.glob("seed-0/*/"))]
     assert len(first) == 3 and len({str(json.loads(line)["correct"]) for line in first}) == 1
+
+
+def test_two_stages_that_are_the_same_model_are_refused(tmp_path):
+    for seed, content in ((0, b"a"), (1, b"b"), (2, b"a")):
+        (tmp_path / f"seed-{seed}").mkdir()
+        (tmp_path / f"seed-{seed}" / "model.safetensors").write_bytes(content)
+    require_different_stages(str(tmp_path), [0, 1])
+    with pytest.raises(ValueError, match="seed-2 is the same model as .*seed-0; give each seed a stage of its own"):
+        require_different_stages(str(tmp_path), [1, 0, 2])
+    with pytest.raises(ValueError, match="--stages: there is no folder '.*seed-3'"):
+        require_different_stages(str(tmp_path), [3])
 
 
 @pytest.mark.parametrize("added, reason", [

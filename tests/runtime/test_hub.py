@@ -1,5 +1,6 @@
 """Ids of models on the Hugging Face hub are found in its cache on this machine, and nowhere else."""
 
+import os
 import pathlib
 import re
 import sys
@@ -51,6 +52,13 @@ def test_a_damaged_cache_leads_nowhere(name, content, home):
     (snapshot.parents[1] / "trees").mkdir()
     (snapshot.parents[1] / name).write_text(content)
     assert path_of("ORG/OTHER") in (snapshot, pathlib.Path("ORG/OTHER"))
+
+
+def test_a_named_pipe_in_the_cache_does_not_block(home):
+    version = home / "hub/models--ORG--Model-1.5/refs/main"
+    version.unlink()
+    os.mkfifo(version)
+    assert path_of("ORG/Model-1.5") == pathlib.Path("ORG/Model-1.5")
 
 
 def test_without_the_hubs_package_paths_stay_as_they_are(home, monkeypatch):

@@ -79,6 +79,37 @@ def test_adapters_are_checked(tmp_path, mesh):
     assert import_peft(tmp_path, PLAIN, allow_nonfinite=True)[0] == settings
 
 
+@pytest.mark.parametrize("name, scale", [("ff_out", 1e38), ("blocks.1.q_proj", 1e38)])
+def test_finite_weights_whose_logits_overflow_are_refused(name, scale, tmp_path, mesh, caplog):
+    write_folder(tmp_path / "hf", mesh, dtype="float32")
+    igpo_jax.load(tmp_path / "hf", mesh=mesh)
+    stored = stored_tensors(tmp_path / "hf")[f"model.transformer.{name}.weight"]
+    with stored.file.open("r+b") as file:
+        file.seek(stored.begin)
+        values = np.frombuffer(file.read(stored.end - stored.begin), np.float32)
+        file.seek(stored.begin)
+        file.write((np.sign(values) * np.float32(scale)).tobytes())
+    with pytest.raises(ValueError, match=r"hf: the network's logits are too large to compute: \d+ of \d+ values are NaN"):
+        igpo_jax.load(tmp_path / "hf", mesh=mesh)
+    with caplog.at_level(logging.WARNING):
+        igpo_jax.load(tmp_path / "hf", mesh=mesh, allow_nonfinite=True)
+    assert "logits" in caplog.text
+
+
+@pytest.mark.slow
+def test_adapters_whose_product_overflows_are_refused(tmp_path, mesh_of):
+    mesh = mesh_of((1, 2, 1))
+    write_folder(tmp_path / "hf", mesh, dtype="float32")
+    settings = LoraConfig(rank=2, alpha=2.0, targets=("query", "down"))
+    adapters = jax.tree.map(np.array, jax.jit(lora.init, static_argnums=(1, 2))(jax.random.key(0), PLAIN, settings))
+    for large in (1.0, 1e20):
+        filled = jax.tree.map(lambda x, large=large: np.full_like(x, large), adapters)
+        export_peft(filled, settings, tmp_path / f"{large:g}")
+    igpo_jax.load(tmp_path / "hf", adapters=tmp_path / "1", mesh=mesh)
+    with pytest.raises(ValueError, match=r"hf with adapters .*1e\+20: the network's logits are too large"):
+        igpo_jax.load(tmp_path / "hf", adapters=tmp_path / "1e+20", mesh=mesh)
+
+
 @pytest.mark.slow
 def test_the_files_are_read_once(tmp_path, mesh):
     read = []

@@ -263,6 +263,12 @@ def test_a_folder_with_the_weights_of_two_models_is_refused(models, mesh):
             use()
 
 
+def test_a_file_with_the_name_of_the_weights_is_refused(models, mesh):
+    (models / "hf" / "params").write_text("no weights")
+    with refused(models, "params has the name of a model folder's weights; remove or rename this file$"):
+        convert(models / "hf", models / "target", mesh)
+
+
 def test_parameters_without_a_place_in_the_configuration_are_refused(models, mesh):
     """A model with an output head of its own would otherwise compute something else if config.json calls the head tied."""
     folder = models / "model"
