@@ -14,10 +14,10 @@ from igpo_jax.run.bucket_runs import run_folder
 from igpo_jax.run.restore import restore_run
 from igpo_jax.runtime.files import atomic_write, require_stored
 from igpo_jax.runtime.mesh import to_host
+from igpo_jax.weights.finite import check_finite
 from igpo_jax.weights.folders import original_name, weight_names, write_safetensors
 from igpo_jax.weights.huggingface import llada_config, read_model_json
 from igpo_jax.weights.new_folders import check_link, copy_small_files, new_folder
-from igpo_jax.weights.finite import check_finite
 from igpo_jax.weights.peft import export_peft
 
 log = logging.getLogger(__name__)
