@@ -56,6 +56,9 @@ class DecodeConfig:
 
     def __post_init__(self):
         check_fields(self)
+        for field in dataclasses.fields(self):
+            if field.type is float:  # a float in a JSON file may look like an integer, which JAX would make an int32
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))
         length, block = self.completion_length, self.block_length
         require(length >= 1 and block >= 1, f"completion_length={length} and block_length={block} must be at least 1")
         for name, value in (("completion_length", length), ("steps", self.steps)):

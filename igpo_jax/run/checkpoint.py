@@ -16,6 +16,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from igpo_jax.run import checkpoint_integrity as integrity
+from igpo_jax.run.metrics import BACK
 from igpo_jax.runtime.buckets import is_about_requests, move_objects, write_object
 from igpo_jax.runtime.checks import require
 from igpo_jax.runtime.distributed import all_gather_hosts, raise_on_all_hosts
@@ -133,7 +134,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         unlogged: Sequence = (),
     ) -> None:
         """Waits until the previous save is finished, then starts to save the given state asynchronously. Raises an error
-        if there is a checkpoint of this step.
+        if there is a checkpoint of this step, or if earlier checkpoints in a local folder were moved or deleted.
 
         Args:
             solution_bank: the model's own solutions, equal on every process. The array must not be modified after the call.
@@ -146,6 +147,10 @@ class Checkpoints(contextlib.AbstractContextManager):
         saved = {"state": state, "progress": _progress(key, solution_bank)}
         about = {"data_position": step, "unlogged": list(unlogged), "sums": integrity.array_sums(saved), **self._identity}
         about["logs"] = dict(self.log_sums())
+        with raise_on_all_hosts():
+            if jax.process_index() == 0 and self._local:
+                lost = sorted(set(self.steps()).difference(integrity.steps_in(self.folder)))
+                require(not lost, f"{self.folder}: the checkpoints {lost} were moved or deleted while the run went on; {BACK}")
         metadata = {**about, "crc32": integrity.metadata_crc(about)}
         options = {"metrics": None if accuracy is None else {"accuracy": accuracy}, "custom_metadata": metadata}
         if self._local:

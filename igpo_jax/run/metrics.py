@@ -33,6 +33,8 @@ from igpo_jax.runtime.files import (
 
 NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of a file system without fsync
 LOGS = ("metrics.jsonl", "rollouts.jsonl", "evaluations.jsonl")
+NEEDED = ("config.json", "data.json", "tokenizer.model")  # other files without which a run cannot be used
+BACK = "put the folder back as it was; the same command then continues the run"
 BENCHMARK_ACCURACY = re.compile("eval/(.+)/accuracy")
 # Description of a valid value -> (keys of rollouts.jsonl with such values, function that checks a value). Earlier versions
 # wrote fewer keys.
@@ -67,6 +69,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
     ):
         self._workdir, self._step, self._upload = workdir, step, upload
         self._files: dict[str, TextIO] = {}
+        self._needed = [file for file in (workdir / name for name in NEEDED) if file.is_file()]
         self._sums: dict[str, list[int]] = {}  # name of a log -> [bytes, CRC-32]
         if jax.process_index():
             return
@@ -151,13 +154,14 @@ class MetricsWriter(contextlib.AbstractContextManager):
             self._sums[name] = _extended(self._sums[name], content)
 
     def _require_place(self) -> None:
-        """Raises ValueError if a log has been moved or deleted, such as with the whole folder. Otherwise, this process would go
-        on with these logs, and with checkpoints in a new folder of the old name."""
+        """Raises ValueError if a log or another file of the run has been moved or deleted, such as with the whole folder.
+        Otherwise, this process would go on with these logs, and with checkpoints in a new folder of the old name."""
         for name, file in self._files.items():
             path = self._workdir / name
             same = path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
-            back = "put the folder back as it was; the same command then continues the run"
-            require(same, f"{path} was moved, deleted or replaced while the run was writing it; {back}")
+            require(same, f"{path} was moved, deleted or replaced while the run was writing it; {BACK}")
+        for path in self._needed if self._files else ():
+            require(path.is_file(), f"{path} was moved or deleted while the run needed it; {BACK}")
 
 
 def _place(row: dict[str, Any]) -> tuple[int, str]:

@@ -38,6 +38,7 @@ from igpo_jax.runtime.files import (
     read_json,
     require_links_inside,
     require_plausible,
+    wrap_read_errors,
 )
 from igpo_jax.runtime.mesh import AXES
 from igpo_jax.runtime.orbax_files import check_chunks, check_whole_files, remove_paths
@@ -146,7 +147,8 @@ def _read_tensor(stored: Stored, name: str, mesh: Mesh) -> jax.Array:
     sharding = NamedSharding(mesh, P(next(divides, None)))
     context = ocp.Context()
     context.checkpoint_layout = ocp.options.CheckpointLayout.SAFETENSORS
-    with context, named_errors(stored.file):
+    # The file may have been replaced since its header was checked.
+    with context, wrap_read_errors(stored.file), named_errors(stored.file):
         return ocp.load(stored.file, {name: jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=sharding)})[name]
 
 

@@ -140,3 +140,10 @@ def test_impossible_rules_are_refused(change, message):
 def test_the_exact_sampler_neither_reuses_nor_hurries():
     fast = dataclasses.replace(DECODE, cache="dual", commit="factor", remasking="position_first")
     assert exact_sampler(fast) == dataclasses.replace(DECODE, remasking="position_first")
+
+
+def test_integers_in_fields_of_floats_become_floats():
+    """JAX would turn them into int32 numbers, which overflow."""
+    decode = DecodeConfig(4, 4, 4, temperature=1, cfg_scale=2**31 - 1)
+    assert isinstance(decode.temperature, float) and decode.cfg_scale + 1 == 2.0**31 and isinstance(decode.top_k, int)
+    assert decode == DecodeConfig(4, 4, 4, temperature=1.0, cfg_scale=2.0**31 - 1)

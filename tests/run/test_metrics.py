@@ -4,6 +4,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -379,3 +380,26 @@ def test_a_run_whose_folder_was_moved_writes_no_log_and_saves_no_checkpoint(anot
             with pytest.raises(ValueError, match=f"^{run}/metrics.jsonl was moved, deleted or replaced while .*; put the"):
                 write()
     assert steps(moved / "metrics.jsonl") == [1] and run.exists() == another and not (run / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "data.json", "tokenizer.model"])
+def test_a_run_that_has_lost_a_file_saves_no_checkpoint(name, tmp_path):
+    for file in ("config.json", "data.json", "tokenizer.model"):
+        (tmp_path / file).write_text("{}")
+    with MetricsWriter(tmp_path, 0) as log:
+        log.sums()
+        (tmp_path / name).unlink()
+        with pytest.raises(ValueError, match=f"^{tmp_path / name} was moved or deleted while the run needed it; put the folder"):
+            log.sums()
+
+
+def test_a_run_that_has_lost_its_checkpoints_saves_no_further_one(tmp_path):
+    key = jax.random.key(0)
+    with Checkpoints(tmp_path / "checkpoints" / "rl", keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, {"w": np.ones(2)}, key)
+        checkpoints.wait()
+        shutil.rmtree(tmp_path / "checkpoints" / "rl" / "3")
+        with pytest.raises(ValueError, match=r"rl: the checkpoints \[3\] were moved or deleted while the run went on; put the"):
+            checkpoints.save(4, {"w": np.ones(2)}, key)
+    assert not (tmp_path / "checkpoints" / "rl" / "4").exists()

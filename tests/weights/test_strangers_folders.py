@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -324,6 +325,9 @@ def test_a_file_of_weights_that_cannot_be_read_is_named(models, mesh, monkeypatc
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match=f"error: '{file}'$"):
         patched.setattr(folders.ocp, "load", load)
+        convert(models / "hf", models / "target", mesh)
+    with monkeypatch.context() as patched, refused(models, f"{FILE} cannot be read: OverflowError: too large"):
+        patched.setattr(folders.ocp, "load", mock.Mock(side_effect=OverflowError("too large")))  # a replaced header
         convert(models / "hf", models / "target", mesh)
     if pathlib.Path("/proc/self/mem").exists():  # a file whose beginning cannot be read
         file.unlink()
