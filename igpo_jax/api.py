@@ -307,7 +307,7 @@ def _logits(params, tokens, attention_mask, cfg: ModelConfig):
     return unembed(params, forward(params, tokens, attention_mask, cfg), cfg)
 
 
-def check_logits(params: Params, cfg: ModelConfig, mesh: Mesh, name: str, allow_nonfinite: bool) -> None:
+def _check_logits(params: Params, cfg: ModelConfig, mesh: Mesh, name: str, allow_nonfinite: bool) -> None:
     """Raises ValueError if the network computes NaN or infinite logits for a few tokens and MASKs. This happens if the weights
     are finite but so large that a product of them overflows. If `allow_nonfinite` is true, logs a warning instead. `name` is
     the name of the model for the message."""
@@ -368,7 +368,7 @@ def load(
         config = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype, attention=attention)
         config = fit_to_devices(config, placed, None)
         origin: dict[str, str | int] = {"path": str(path), "stage": run.stage, "step": run.step}
-        check_logits(params, config, placed, str(path), allow_nonfinite)
+        _check_logits(params, config, placed, str(path), allow_nonfinite)
         model = DiffusionLM(config, params, tokenizer, placed, origin, run.config.evaluation.decode)
         return model if mesh else _laid_out_for_sampling(model, run.config.lora)
     require(stage is None, f"{path} is not a run's folder, so it has no stage {stage!r}")
@@ -386,7 +386,7 @@ def load(
     params = load_params(path, config, placed, allow_nonfinite)
     if cfg is not None:
         params = lora.attach(params, jax.device_put(values, lora.shardings(config, cfg, placed)), cfg)
-    check_logits(params, config, placed, " with adapters ".join(map(str, origin.values())), allow_nonfinite)
+    _check_logits(params, config, placed, " with adapters ".join(map(str, origin.values())), allow_nonfinite)
     model = DiffusionLM(config, params, tokenizer, placed, origin)
     return model if mesh else _laid_out_for_sampling(model, cfg)
 

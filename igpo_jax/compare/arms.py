@@ -46,7 +46,7 @@ FULL_HINT: Overrides = {"inpainting.ratio_min": 1.0, "inpainting.ratio_max": 1.0
 TRIES: Overrides = {"inpainting.tries": 4}
 # Without the KL term and with a falling learning rate, RL keeps the accuracy that it has reached (docs/results.md).
 STEADY: Overrides = POSITION_FIRST | HOT | {"objective.kl_coefficient": 0.0, "rl.optimizer.schedule": "linear"}
-# With a rate that falls to 0, a higher one is as safe.
+# A rate that falls to 0 may begin higher (docs/results.md).
 BEST: Overrides = STEADY | TRIES | {"rl.optimizer.learning_rate": 1e-4}
 LENGTH = "completion_length"  # stands for the value of sampler.completion_length, see `overrides_of`
 # Other methods differ from GRPO in their estimate of the likelihood and in their loss, and have no hints. They sample as the best

@@ -189,7 +189,8 @@ def note(found: dict[str, Any]) -> str:
         "t over the means of the stages. Arms are judged when they have spent equally much: in the table of arms, what the "
         "cheapest arm spends in all; for a claim, the most that both of its arms spend. Verdicts are interpolated between two "
         f"evaluations. {claims} {'claim is' if claims == 1 else 'claims are'} judged on this page; a claim whose p-value, "
-        "corrected for their number (Holm), is above 0.05 is exploratory, even if its own interval decides it. An undecided claim would take about the given number "
+        "corrected for their number (Holm), is above 0.05 is exploratory, even if its own interval decides it. An undecided claim "
+        "would take about the given number "
         f"of stages.{hardest}{same}"
         f" {run['device']}, {versions}, {commits}."
     )

@@ -69,10 +69,11 @@ class MetricsWriter(contextlib.AbstractContextManager):
     ):
         self._workdir, self._step, self._upload = workdir, step, upload
         self._files: dict[str, TextIO] = {}
-        self._needed = [file for file in (workdir / name for name in NEEDED) if file.is_file()]
+        self._needed: list[pathlib.Path] = []
         self._sums: dict[str, list[int]] = {}  # name of a log -> [bytes, CRC-32]
         if jax.process_index():
             return
+        self._needed = [file for file in (workdir / name for name in NEEDED) if file.is_file()]
         kept = {name: [row for row in read_log(workdir / name) if row["step"] <= step] for name in LOGS}
         metrics, verdicts = kept["metrics.jsonl"], kept["evaluations.jsonl"]
         evaluated = {_place(row) for row in metrics if "eval/accuracy" in row}
@@ -160,7 +161,7 @@ class MetricsWriter(contextlib.AbstractContextManager):
             path = self._workdir / name
             same = path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
             require(same, f"{path} was moved, deleted or replaced while the run was writing it; {BACK}")
-        for path in self._needed if self._files else ():
+        for path in self._needed:
             require(path.is_file(), f"{path} was moved or deleted while the run needed it; {BACK}")
 
 
