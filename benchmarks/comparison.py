@@ -2,8 +2,10 @@
 
 import argparse
 import datetime
+import functools
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import statistics
@@ -13,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -21,10 +24,13 @@ from igpo_jax.model.transformer import ModelConfig, init
 from igpo_jax.rl.likelihood import GroupBatch
 from igpo_jax.rl.objective import ObjectiveConfig
 from igpo_jax.runtime.chips import CHIPS
+from igpo_jax.runtime.host import keep_freed_memory
 from igpo_jax.runtime.mesh import AXES
 from igpo_jax.training.state import OptimizerConfig
 
 MASK, EOS = 1, 2
+
+keep_freed_memory()  # as all commands of igpo_jax do
 
 
 def parser_with_model(description: str, repetitions: int) -> argparse.ArgumentParser:
@@ -41,6 +47,7 @@ def parser_with_model(description: str, repetitions: int) -> argparse.ArgumentPa
 
 
 def model_of(arguments: argparse.Namespace) -> ModelConfig:
+    product_rate(arguments.dtype)  # measured now, because PyTorch's threads will wait for work by spinning
     return ModelConfig(
         vocab_size=arguments.vocabulary_to_width * arguments.width,
         mask_id=MASK,
@@ -97,6 +104,23 @@ def seconds_in_turn(functions: Sequence, repetitions: int) -> list[list[float]]:
     return seconds
 
 
+def processor() -> str:
+    """Returns the name of this machine's CPU, its number of cores and its widest vector instructions, as far as Linux tells."""
+    lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if sys.platform == "linux" else []
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    vectors = [name for name in ("avx512f", "avx2", "avx") if name in told.get("flags", "").split()]
+    return ", ".join([told.get("model name") or platform.machine(), f"{os.cpu_count()} cores", *vectors[:1]])
+
+
+@functools.cache
+def product_rate(dtype: str, size: int = 2048) -> float:
+    """Returns the FLOPs per second of a product of two square matrices: the best of ten calls on one device."""
+    of = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(of, of))
+    return 2 * size**3 / min(seconds_in_turn([lambda: product(of, of)], 10)[0])
+
+
 def ratio_of(baseline: list[float], ours: list[float]) -> dict:
     """Returns the median seconds and their ratio, and the range of ratios of adjacent calls: the noise of a busy machine."""
     ratios = [a / b for a, b in zip(baseline, ours, strict=True)]
@@ -117,6 +141,7 @@ def report(name: str, cfg: ModelConfig, measured: dict) -> dict:
         measured: includes seconds, baseline (its name), tokens and model_flops (the minimum for the computation).
     """
     device, seconds, flops = jax.devices()[0].device_kind, measured["seconds"], measured["model_flops"]
+    rate = product_rate(cfg.compute_dtype)
     versions = ("jax", "jaxlib", "flax", "optax", *["torch"] * ("torch" in sys.modules))
     shape = ("width", "layers", "heads", "mlp_width", "vocab_size", "compute_dtype")
     case = {
@@ -124,11 +149,14 @@ def report(name: str, cfg: ModelConfig, measured: dict) -> dict:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "device": device,
         "devices": f"1 of {jax.device_count()}",
+        "cpu": processor(),
         "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in versions},
         "model": {key: getattr(cfg, key) for key in shape},
         **measured,
         "tokens_per_second": measured["tokens"] / seconds,
         "flops_per_second": flops / seconds,
+        "product_flops_per_second": rate,
+        "limit_seconds": flops / rate,  # the same FLOPs at the rate of a large product
         "mfu": flops / seconds / CHIPS[device].flops if device in CHIPS else None,
     }
     print(json.dumps(case), flush=True)

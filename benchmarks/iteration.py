@@ -7,14 +7,18 @@
 
 Prompts are as long as those of GSM8K and MATH. Version 0.1.0 padded all prompts to 640 tokens, sampled in 8 chunks, and gathered
 the weights in every evaluation of the network. Compiles the sampler, the scores and the update for the largest bucket; rollouts
-take the share of it that `plan.tune.rollout_seconds` estimates. Results are added to results/iteration.json.
+take the share of it that `plan.tune.rollout_seconds` estimates. If sampling exchanges data, also compiles the sampler for the
+smallest bucket: the bytes of an exchange grow linearly with the prompt length. Results are added to results/iteration.json.
 """
 
 import argparse
+import dataclasses
 import json
 import operator
 import pathlib
 import runpy
+
+import numpy as np
 
 from igpo_jax import config as configuration
 from igpo_jax.data.buckets import DEFAULT_LENGTHS, read_lengths
@@ -23,6 +27,7 @@ from igpo_jax.plan.devices import topology_devices
 from igpo_jax.plan.programs import Fitted, fitted, measure, program_of
 from igpo_jax.plan.text import table
 from igpo_jax.plan.tune import rollout_seconds
+from igpo_jax.run.layout import rollout_loads
 from igpo_jax.runtime.chips import device_memory_gib
 from igpo_jax.runtime.mesh import make_mesh
 
@@ -31,6 +36,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "iteration.json"
 LENGTHS = read_lengths(DEFAULT_LENGTHS)
 BEFORE = {"data.prompt_buckets": (640,), "rl.rollout_chunks": 8, "sampler.layout": "train", "evaluation.batch_size": 64}
 CACHED = {"sampler.cache": "dual", "sampler.commit": "threshold"}
+LITTLE = 1e6  # bytes per block, such as seeds and flags
 SETTINGS = {"before": BEFORE, "exact": {}, "before cached": BEFORE | CACHED, "cached": CACHED}
 
 
@@ -40,6 +46,19 @@ def fitted_run(topology: str, variant: str, changes: dict) -> Fitted:
     values.update_from_flattened_dict(changes | frozen)
     config = configuration.parse(values)
     return fitted(config, make_mesh(**vars(config.mesh), devices=topology_devices(topology, 1)), LENGTHS)
+
+
+def received_bytes(run: Fitted, largest: dict) -> float:
+    """Returns the bytes that a device receives in a rollout. `largest` is the record of the sampler for the largest bucket."""
+    config = run.config
+    ends, received = config.data.prompt_buckets[-1:], [sum(largest["received_bytes"].values())]
+    if len(config.data.prompt_buckets) > 1 and received[0] > LITTLE:
+        smallest = dataclasses.replace(config.data, prompt_buckets=config.data.prompt_buckets[:1])
+        small = measure(program_of(run._replace(config=dataclasses.replace(config, data=smallest)), "sample"))
+        ends, received = (*smallest.prompt_buckets, *ends), [sum(small["received_bytes"].values()), *received]
+    length, blocks = config.sampler.completion_length, config.sampler.blocks
+    loads = rollout_loads(config, config.rl.rollout_chunks, LENGTHS)
+    return sum(times * blocks * np.interp(load.positions - length, ends, received) for load, times in loads)
 
 
 def estimate(run: Fitted, changes: dict, rest: list[dict]) -> dict:
@@ -54,8 +73,7 @@ def estimate(run: Fitted, changes: dict, rest: list[dict]) -> dict:
         "seconds": sum(seconds),
         "rollout_seconds": seconds[0],
         "communication_share": sum(map(operator.mul, seconds, shares)) / sum(seconds),
-        # In rollouts whose prompts all fill the largest bucket
-        "received_gb": sum(record["received_bytes"].values()) * rl.rollout_chunks * run.config.sampler.blocks / 1e9,
+        "received_gb": received_bytes(run, record) / 1e9,
         "peak_gib": peak,
         "memory_gib": memory,
         "fits": True,
@@ -73,7 +91,7 @@ def cells(case: dict, before: dict, same: dict) -> list[str]:
     if not case["fits"]:
         return ["does not fit", "", "", "", "", peak]
     layout = f"{case['layout']}{' of ' + str(case['sampling_mesh']['tensor']) if case['layout'] == 'tensor' else ''}"
-    few = case["received_gb"] < 1  # seeds and flags
+    few = case["received_gb"] < 1
     fewer = same["fits"] and not few and same["received_gb"] / case["received_gb"]
     return [
         f"{case['seconds']:.0f}",

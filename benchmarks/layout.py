@@ -18,11 +18,13 @@ from igpo_jax.data.buckets import DEFAULT_LENGTHS, read_lengths
 from igpo_jax.diffusion.batches import Batching, Requests, complete
 from igpo_jax.diffusion.unmasking import DecodeConfig
 from igpo_jax.model.transformer import shardings
+from igpo_jax.run.layout import Load, mesh_for_sampling
 from igpo_jax.training.policy import Policy
 
 DECODE = DecodeConfig(completion_length=64, block_length=16, steps=16, temperature=1.0)
 BUCKETS, PROMPTS, GROUP, CHUNKS = (32, 64, 96, 160), 8, 4, 4
-LAYOUTS = {"train": None, "replicated": 1, "tensor": 2}  # devices that share a copy
+LAYOUTS = ("train", "auto", "tensor")
+SHARED = 2  # devices that share a copy, with the layout "tensor"
 
 
 def requests_of(cfg) -> Requests:
@@ -36,6 +38,16 @@ def requests_of(cfg) -> Requests:
     return Requests(tokens, mask, canvas, ids, np.tile(np.arange(GROUP, dtype=np.uint32), PROMPTS))
 
 
+def mesh_of(layout: str, cfg, mesh: Mesh, decode: DecodeConfig) -> Mesh:
+    """Returns the mesh on which a rollout with this layout is sampled."""
+    if layout == "train":
+        return mesh
+    if layout == "tensor":
+        return Mesh(mesh.devices.reshape(-1, 1, SHARED), mesh.axis_names)
+    load = Load(decode, PROMPTS * GROUP // CHUNKS, BUCKETS[-1] + decode.completion_length)
+    return mesh_for_sampling(cfg, None, mesh, load)
+
+
 def main(argv: list[str] | None = None) -> list[dict]:
     arguments = comparison.parser_with_model(__doc__, repetitions=3).parse_args(argv)
     cfg, results = comparison.model_of(arguments), []
@@ -45,8 +57,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
     def rollout(name: str, buckets: tuple[int, ...], decode: DecodeConfig):
         """Returns a function that copies the weights and samples one rollout."""
-        shared = LAYOUTS[name]
-        other = mesh if shared is None else Mesh(mesh.devices.reshape(-1, 1, shared), mesh.axis_names)
+        other = mesh_of(name, cfg, mesh, decode)
 
         def run():
             laid_out = params if other is mesh else Policy(cfg).copy_to(params, other)
@@ -71,6 +82,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
             assert same > 0.99, f"{name}, cache {cache}: only {same:.2%} of the tokens are those of the layout train"
             measured = {"tokens": PROMPTS * GROUP * DECODE.completion_length, "model_flops": 0, "buckets": buckets}
             measured |= {"baseline": "train, one bucket", "equal_tokens": float(same)} | comparison.ratio_of(seconds[0], of)
+            measured["sampling_mesh"] = dict(mesh_of(name, cfg, mesh, decode).shape)
             measured["ratio_to_train"] = comparison.ratio_of(seconds[1], of)["ratio"]
             results.append(comparison.report(f"{name}, cache {cache}", cfg, measured))
     comparison.write_cases(results, arguments.output)
