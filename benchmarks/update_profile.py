@@ -49,11 +49,11 @@ def seconds_of_instructions(folder: str) -> collections.Counter:
     return seconds
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> list[dict]:
     parser = comparison.parser_with_model(__doc__, repetitions=5)
     for name, default in (("prompts", 4), ("group-size", 8), ("prompt-length", 128), ("completion-length", 128)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     cfg, mesh, objective = comparison.model_of(arguments), comparison.one_device(), ObjectiveConfig()
     optimizer, key = make_optimizer(OptimizerConfig(learning_rate=update.LEARNING_RATE), 100, Policy(cfg)), jax.random.key(0)
     with jax.set_mesh(mesh), jax.default_matmul_precision("highest"), tempfile.TemporaryDirectory() as folder:
@@ -85,7 +85,9 @@ def main() -> None:
         "traced_seconds": sum(parts.values()),
         "shares": {name: value / sum(parts.values()) for name, value in parts.most_common()},
     }
-    comparison.write_cases([comparison.report("profile of an update", cfg, measured)], arguments.output)
+    cases = [comparison.report("profile of an update", cfg, measured)]
+    comparison.write_cases(cases, arguments.output)
+    return cases
 
 
 if __name__ == "__main__":

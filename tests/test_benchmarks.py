@@ -117,6 +117,30 @@ def test_rollout_notices_other_tokens(load, monkeypatch):
 
 
 @pytest.mark.slow
+def test_profile_of_an_update(load, tmp_path, capsys):
+    arguments = [*MODEL, *"--completion-length 6 --prompts 2 --group-size 3".split(), "--output", str(tmp_path / "cases.json")]
+    [case] = load("update_profile").main(arguments)
+    assert json.loads(capsys.readouterr().out) == case == json.loads((tmp_path / "cases.json").read_text())[0]
+    shares = case["shares"]
+    assert sum(shares.values()) == pytest.approx(1) and 0 < case["traced_seconds"]
+    assert {"optimizer", "mlp: products of weights", "attention: products of scores and values"} <= shares.keys()
+    assert shares["mlp: products of weights"] > 0 and shares["optimizer"] > 0
+    assert case["limit_seconds"] == case["model_flops"] / case["product_flops_per_second"] > 0 and case["cpu"]
+
+
+def test_table_of_cpus(load, tmp_path, monkeypatch):
+    update = {"date": "2026-01-02T03:04:05", "seconds": 4.0, "ratio": 8.0, "cpu": "A", "product_flops_per_second": 2e11}
+    update |= {"limit_seconds": 3.0}
+    cases = [update | {"baseline": "tiled", "ratio": 7.0}, update | {"baseline": "torch"}]
+    (tmp_path / "update.json").write_text(json.dumps(cases))
+    names = ["rollout, full", "rollout, 40 %", "rollout, hints", "second try"]
+    rollouts = [{"name": name, "baseline": "torch", "ratio": 1.0 + at} for at, name in enumerate(names)]
+    (tmp_path / "rollout-torch.json").write_text(json.dumps(rollouts))
+    row = "| 2026-01-02 | A | 200 | 4.0 s | 75% | 8.00 | 7.00 | 1.00 | 2.00 | 3.00 | 4.00 |"
+    assert load("cpus").row(tmp_path) == row
+
+
+@pytest.mark.slow
 def test_llada_8b_at_small_size(load, tmp_path, capsys):
     cases = load("llada_8b").main([*SMALL_8B, "--output", str(tmp_path / "cases.json")])
     assert [(case["name"], case.get("cache")) for case in cases] == [("rollout", "none"), ("rollout", "dual"), ("update", None)]

@@ -248,10 +248,13 @@ def temporary_bytes(model: ModelConfig, mesh: Mesh, load: Load) -> float:
     scores = rows * model.heads / shared * load.positions**2 * (4 + number) * (model.attention == "xla")
     scores = min(scores, 2 * LARGEST_SCORES)
     logits = 3 * 4 * rows * decode.block_length * model.vocab_size / shared
-    cache = 4 * number * model.layers * rows * load.positions * keys / shared * (decode.cache != "none")
-    head = model.vocab_size * model.width
-    gathered = number / shared * (2 * layer + head) * (mesh.shape["fsdp"] > 1)
-    return max(stream + scores, logits) + cache + gathered
+    gathered = number / shared * (2 * layer + model.vocab_size * model.width) * (mesh.shape["fsdp"] > 1)
+    if decode.cache == "none":
+        return max(stream + scores, logits) + gathered
+    cache = 2 * number * model.layers * rows * load.positions * keys / shared
+    # An upper limit for LLaDA-8B compiled for v5e, v6e, v5p and H100 with 8 to 32 rows on a device. While the keys and values are
+    # computed again, a device holds up to 1.6 times their size.
+    return max(1.75 * cache + stream / 2 + scores, cache + logits) + gathered
 
 
 def sampling_seconds(model: ModelConfig, mesh: Mesh, load: Load) -> float:
@@ -273,7 +276,8 @@ def evaluation_seconds(model: ModelConfig, mesh: Mesh, load: Load, positions: in
     flops = rows * forward_flops(model, positions, load.decode.block_length, load.positions) / shared
     used = shard_bytes(transformer.abstract(in_compute_dtype(model), mesh)) * mesh.shape["fsdp"]
     stream, cached = rows * positions * model.width * number, positions < load.positions
-    moved = 2 * used + model.layers * stream * (16 + 6 * model.mlp_width / model.width / shared)
+    # Gathered weights are written before they are read.
+    moved = (1 + (mesh.shape["fsdp"] > 1)) * used + model.layers * stream * (16 + 6 * model.mlp_width / model.width / shared)
     moved += 2 * number * model.layers * rows * load.positions * model.kv_heads * model.head_size / shared * cached
     # Weights are gathered over fsdp. Over tensor, two sums in each layer are exchanged, each first in shares, then as a whole.
     received = used * (1 - 1 / mesh.shape["fsdp"]) + 4 * model.layers * stream * (1 - 1 / shared)

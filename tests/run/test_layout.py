@@ -37,7 +37,7 @@ def chosen(config, chip: str, monkeypatch, mesh):
 @pytest.mark.parametrize("variant, chip, shape", [
     ("full", "TPU v5 lite", (1, 1, 8)),  # nothing fits, so the one that needs least memory
     ("lora", "TPU v5 lite", (2, 1, 4)),
-    ("lora", "TPU v6 lite", (2, 1, 4)),  # copies for two devices fit, too, but need more chunks
+    ("lora", "TPU v6 lite", (4, 1, 2)),
     ("full", "TPU v5", (8, 1, 1)),
     ("full", "NVIDIA H100 80GB HBM3", (8, 1, 1)),
 ])  # fmt: skip
