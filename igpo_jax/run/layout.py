@@ -276,8 +276,9 @@ def evaluation_seconds(model: ModelConfig, mesh: Mesh, load: Load, positions: in
     flops = rows * forward_flops(model, positions, load.decode.block_length, load.positions) / shared
     used = shard_bytes(transformer.abstract(in_compute_dtype(model), mesh)) * mesh.shape["fsdp"]
     stream, cached = rows * positions * model.width * number, positions < load.positions
-    # Gathered weights are written before they are read.
-    moved = (1 + (mesh.shape["fsdp"] > 1)) * used + model.layers * stream * (16 + 6 * model.mlp_width / model.width / shared)
+    # Gathered weights are written before they are read. Programs for GPUs copy the weights of a layer, too.
+    copied = mesh.shape["fsdp"] > 1 or mesh.devices.flat[0].platform == "gpu"
+    moved = (1 + copied) * used + model.layers * stream * (16 + 6 * model.mlp_width / model.width / shared)
     moved += 2 * number * model.layers * rows * load.positions * model.kv_heads * model.head_size / shared * cached
     # Weights are gathered over fsdp. Over tensor, two sums in each layer are exchanged, each first in shares, then as a whole.
     received = used * (1 - 1 / mesh.shape["fsdp"]) + 4 * model.layers * stream * (1 - 1 / shared)
