@@ -18,8 +18,12 @@ from igpo_jax.runtime.files import atomic_write
 DASHES = ("", "7 3", "2 3")  # the next pattern is used when all colors have been used
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 620, 330, 52, 12, 34, 42
 LEGEND_COLUMNS = 3
-VERDICTS = {"held": "good", "not held": "bad", "undecided": "soft"}  # verdict -> class in page.css
+# verdict -> class in page.css
+VERDICTS = {"held": "good", "not held": "bad"} | dict.fromkeys(
+    ("undecided", "held, exploratory", "not held, exploratory"), "soft"
+)
 TO_REACH = tuple(f"{cost} to {REACHED:.0%}" for cost in ("prompts", "evaluations"))
+SIGNIFICANT = 0.05  # largest corrected p-value of a claim that is not exploratory
 QUICK = "A quick trial (--quick) with few iterations: it shows that everything works, and its numbers say little."
 COLUMNS = {
     "claim": "A statement about two or more arms.",
@@ -159,8 +163,13 @@ def verdict_table(found: dict[str, Any]) -> list[list[str]]:
         used = "–" if claim["budget_used"] is None else " / ".join(f"{share:.0%}" for share in claim["budget_used"])
         more = "–" if claim["stages_to_decide"] is None else f"{claim['stages_to_decide']}"
         corrected = "–" if claim["p_corrected"] is None else f"{claim['p_corrected']:.2g}"
-        rows.append([claim["text"], claim["verdict"], difference(claim), claim["against"], corrected, used, more])
+        rows.append([claim["text"], verdict(claim), difference(claim), claim["against"], corrected, used, more])
     return rows
+
+
+def verdict(claim: dict[str, Any]) -> str:
+    weak = claim["verdict"] != "undecided" and (claim["p_corrected"] or 0.0) > SIGNIFICANT
+    return claim["verdict"] + ", exploratory" * weak
 
 
 def difference(claim: dict[str, Any]) -> str:
@@ -186,11 +195,11 @@ def note(found: dict[str, Any]) -> str:
     return (
         f"{quick}{len(found['seeds'])} supervised stages (seeds {', '.join(map(str, found['seeds']))}), {repeats} of "
         f"each arm from each; {found['problems']} held-out problems, greedy decoding; percent with 95 % intervals of Student's "
-        "t over the means of the stages. Arms are judged when they have spent equally much: in the table of arms, what the "
-        "cheapest arm spends in all; for a claim, the most that both of its arms spend. Verdicts are interpolated between two "
-        f"evaluations. {claims} {'claim is' if claims == 1 else 'claims are'} judged on this page; a claim whose p-value, "
-        "corrected for their number (Holm), is above 0.05 is exploratory, even if its own interval decides it. An undecided claim "
-        "would take about the given number "
+        "t over the means of the stages. The table of arms compares all arms at the budget that the cheapest one spends in all. A "
+        "claim compares its arms at the largest budget that both reach, so its difference may be another than in the table. "
+        "Accuracies between two evaluations are interpolated. p-values are corrected (Holm) for the number of claims of this "
+        f"comparison ({claims}). If a claim's p-value is above {SIGNIFICANT}, the claim is exploratory, even if its own interval "
+        "decides it. An undecided claim would take about the given number "
         f"of stages.{hardest}{same}"
         f" {run['device']}, {versions}, {commits}."
     )

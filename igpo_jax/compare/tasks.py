@@ -13,11 +13,13 @@ from igpo_jax.compare.arms import check_arms
 from igpo_jax.compare.intervals import holm
 from igpo_jax.compare.page import (
     QUICK,
+    SIGNIFICANT,
     accuracy_curves,
     comparison_page,
     difference,
     markdown_table,
     markdown_text,
+    verdict,
     with_interval,
 )
 from igpo_jax.runtime import interrupts
@@ -118,7 +120,7 @@ def claims_table(found: dict[str, dict[str, Any]]) -> list[list[str]]:
             for claim in part["claims"]:
                 if claim["text"] == text:
                     p = "–" if claim["p_corrected"] is None else f"{claim['p_corrected']:.2g}"
-                    rows.append([text, task, claim["verdict"], difference(claim), claim["against"], p])
+                    rows.append([text, task, verdict(claim), difference(claim), claim["against"], p])
     return rows
 
 
@@ -132,5 +134,6 @@ def note(found: dict[str, dict[str, Any]]) -> str:
     quick = f"{QUICK} " if any(part["quick"] for part in found.values()) else ""
     return (
         f"{quick}{sizes}. Percent with 95 % intervals of Student's t over the means of the stages; the pages of the single tasks say how "
-        f"the budgets are chosen. {number} claims are judged on this page, and the p-values are corrected for their number (Holm)."
+        f"the budgets are chosen. {number} claims are judged on this page, and the p-values are corrected for their number (Holm). A "
+        f"claim whose p-value is above {SIGNIFICANT} is exploratory, even if its own interval decides it."
     )
