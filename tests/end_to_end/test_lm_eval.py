@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs lm_eval")
@@ -123,9 +124,13 @@ def harness(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProces
 
 
 def compared(folder: pathlib.Path, benchmark: str, pattern: str, *arguments: str) -> float:
-    """Asserts that the harness has the completions of an evaluation, for its problems. Returns its accuracy."""
+    """Asserts that the harness has the completions of an evaluation, for its problems. Returns its accuracy on them. The harness
+    also gets each question with the model's own answer, which is right however well the model was trained."""
     rows = read_rows(folder / "evaluated" / f"{benchmark}.jsonl")
+    texts = [row["completions"][0]["text"] for row in rows]
+    own = [re.search(pattern.replace("\\\\", "\\"), text) for text in texts]
     problems = [{key: row[key] for key in ("question", "answer")} for row in rows]
+    problems += [{"question": row["question"], "answer": found[1]} for row, found in zip(rows, own, strict=True) if found]
     (folder / "problems.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
     (folder / "own.yaml").write_text(TASK.format(file=folder / "problems.jsonl", pattern=pattern))
     stored = ("--include_path", ".", "--log_samples", "--output_path", "out")
@@ -133,18 +138,21 @@ def compared(folder: pathlib.Path, benchmark: str, pattern: str, *arguments: str
     assert done.returncode == 0, done.stderr
     [samples] = (folder / "out").rglob("samples_own*.jsonl")
     found = sorted(read_rows(samples), key=lambda row: row["doc_id"])
-    assert [row["resps"] for row in found] == [[[row["completions"][0]["text"]]] for row in rows]
-    assert [bool(row["exact_match"]) for row in found] == [row["completions"][0]["correct"] for row in rows]
+    right = [bool(row["exact_match"]) for row in found]
+    assert [row["resps"] for row in found[: len(rows)]] == [[[text]] for text in texts]
+    assert right[: len(rows)] == [row["completions"][0]["correct"] for row in rows] and all(right[len(rows) :])
     [results] = (folder / "out").rglob("results*.json")
-    return json.loads(results.read_text())["results"]["own"]["exact_match,answer"]
+    assert json.loads(results.read_text())["results"]["own"]["exact_match,answer"] == pytest.approx(np.mean(right))
+    return float(np.mean(right[: len(rows)]))
 
 
 @pytest.mark.slow
 def test_accuracies_are_those_of_evaluate_for_a_run(command, finished, tmp_path):
     done = command("evaluate", f"--workdir={finished}", "--output=evaluated", "--json", cwd=tmp_path)
     accuracy = json.loads(done.stdout)["benchmarks"]["arithmetic"]["pass@1"]
-    assert 0 < accuracy < 1
+    assert accuracy < 1
     assert accuracy == compared(tmp_path, "arithmetic", r"=(\\d\\d)$", "--model_args", f"path={finished}")
+    assert len(read_rows(tmp_path / "problems.jsonl")) > len(read_rows(tmp_path / "evaluated" / "arithmetic.jsonl"))
 
 
 @pytest.mark.slow
