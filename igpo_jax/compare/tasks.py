@@ -84,10 +84,7 @@ def compare_tasks(folder: pathlib.Path, configs: list[str], arguments: list[str]
 
 def write_tasks(folder: pathlib.Path, found: dict[str, dict[str, Any]]) -> None:
     """Writes tasks.json, tasks.md and tasks.html. `found` is {task: contents of its comparison.json}."""
-    claims = [(name, claim) for name, part in found.items() for claim in part["claims"]]
-    corrected = holm([claim["p_value"] for _, claim in claims])
-    for (_, claim), p in zip(claims, corrected, strict=True):
-        claim["p_corrected"] = p
+    correct_p_values(found)
     tables, about = (arms_table(found), claims_table(found)), note(found)
     text = "\n".join([*markdown_table(tables[0]), "", *markdown_table(tables[1]), "", markdown_text(about), ""])
     atomic_write(folder / "tasks.json", json.dumps(found, indent=1))
@@ -97,6 +94,14 @@ def write_tasks(folder: pathlib.Path, found: dict[str, dict[str, Any]]) -> None:
     facts = [*(["quick trial (--quick)"] if any(part["quick"] for part in found.values()) else []), f"{len(found)} tasks"]
     page = comparison_page(folder.name, facts, about, (tables[1], tables[0]), curves, runs)
     atomic_write(folder / "tasks.html", page)
+
+
+def correct_p_values(found: dict[str, dict[str, Any]]) -> None:
+    """Corrects the p-values of all claims for the number of claims on all tasks (Holm), in place. `found` is {task: contents of
+    its comparison.json}."""
+    claims = [claim for part in found.values() for claim in part["claims"]]
+    for claim, p in zip(claims, holm([claim["p_value"] for claim in claims]), strict=True):
+        claim["p_corrected"] = p
 
 
 def arms_table(found: dict[str, dict[str, Any]]) -> list[list[str]]:
