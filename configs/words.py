@@ -1,6 +1,6 @@
 """IGPO on word problems, from scratch: a diffusion model of 7 million parameters, for one GPU or for days on a CPU.
 
-`words.py:small` has easier problems and a model of one million parameters, for two cores. `words.py:smoke` runs every stage in about two minutes on two cores; its model is too small to solve anything.
+`words.py:smoke` runs every stage in about two minutes on two cores; its model is too small to solve anything.
 """
 
 from igpo_jax.config import base_config
@@ -8,8 +8,8 @@ from igpo_jax.tasks import words
 
 
 def get_config(variant=""):
-    if variant not in ("", "small", "smoke"):
-        raise ValueError(f"words.py has no variant {variant!r}; there are: small, smoke")
+    if variant not in ("", "smoke"):
+        raise ValueError(f"words.py has no variant {variant!r}; there is: smoke")
     # steps: equations of the longest problems. worked_share: share of these that the supervised stage's teacher works out.
     config = base_config(**words.defaults(steps=4, worked_share=0.03))
     # Each digit is a token and most words are one to three tokens: half as many tokens as characters.
@@ -27,18 +27,6 @@ def get_config(variant=""):
 
     config.rl.update({"iterations": 60, "prompts": 16, "eval_every": 10, "checkpoint_every": 10, "show_every": 5})
     config.rl.optimizer.update({"learning_rate": 1e-5, "warmup_steps": 10, "weight_decay": 0.0})
-    if variant == "small":
-        config.task.update({"small": True, "steps": 3, "distractors": 0.0, "sft_problems": 100_000, "test_problems": 500})
-        config.tokenizer.kind = "bpe"
-        # Problems have at most 88 tokens.
-        config.data.prompt_buckets = (56, 88)
-        config.model.update({"width": 128, "layers": 4, "heads": 4, "kv_heads": 4, "mlp_width": 384})
-        for decode in (config.sampler, config.evaluation):
-            decode.update({"completion_length": 32, "block_length": 32, "steps": 32})
-        config.sft.update({"updates": 3000, "batch_size": 64, "eval_every": 0})
-        config.sft.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 100})
-        config.rl.update({"iterations": 30, "prompts": 8, "eval_every": 5, "checkpoint_every": 5, "show_every": 3})
-        config.rl.optimizer.learning_rate = 3e-5
     if variant == "smoke":
         config.task.update({"sft_problems": 4000, "rl_problems": 200, "test_problems": 64})
         config.data.prompt_buckets = (160,)

@@ -9,10 +9,7 @@
 
 Some questions contain an irrelevant sentence. In supervised training, the target text (demonstration) of every shorter problem
 is its solution. Among the longest problems, only a few have a solution as demonstration. The demonstration of the others is
-"#### ?", which gives no answer.
-
-With task.small, problems suit small models: numbers are at most 40, solutions consist of equations without spaces, such as
-"3*4=12", and the longest problems of the first family of stories are always worked out."""
+"#### ?", which gives no answer."""
 
 import operator
 import pathlib
@@ -37,8 +34,6 @@ REWARD_OPTIONS = ()
 
 # Values of the names in braces in word_stories.txt.
 RANGES = {"start": (10, 90), "few": (2, 9), "some": (2, 12), "more": (1, 60), "speed": (5, 20), "price": (30, 300)}
-SMALL_RANGES = {"start": (5, 20), "few": (2, 4), "some": (2, 6), "more": (1, 9), "speed": (2, 6), "price": (20, 40)}
-MAX_SMALL = 40  # with task.small, in place of MAX_NUMBER
 ASIDE = range(4, 61)
 WOMEN = ("Anna", "Clara", "Emma", "Ida", "Lena", "Mia", "Nora", "Ruth", "Sofia", "Zoe")
 MEN = ("Ben", "Felix", "Ivan", "Jonas", "Leo", "Max", "Noah", "Omar", "Paul", "Tom")
@@ -84,7 +79,6 @@ def defaults(**values) -> dict:
         "steps": 4,  # equations of the longest problems
         "distractors": 0.3,  # probability of an irrelevant sentence
         "worked_share": 0.03,  # share of the longest problems whose demonstration is the solution
-        "small": False,  # small numbers, and solutions that are equations alone
         **DRAWN_SIZES,
     } | values
 
@@ -107,7 +101,7 @@ def load(task, split: str, seed: int) -> list[Problem]:
     while len(problems) < size:
         equations = draw.randint(2, steps) if split == "sft" else steps
         is_worked = split != "sft" or equations < steps or draw.random() < worked_share
-        problem = _problem(draw, task, equations, is_worked)
+        problem = _problem(draw, equations, distractors, is_worked)
         repeats += 1
         if problem.question not in held_out and problem.question not in problems:
             problems[problem.question] = problem
@@ -128,69 +122,61 @@ def reward(problem: Problem, text: str) -> float:
     return float(extract_answer(text) == problem.answer)
 
 
-def _problem(draw: random.Random, task, equations: int, is_worked: bool) -> Problem:
+def _problem(draw: random.Random, equations: int, distractors: float, is_worked: bool) -> Problem:
     family = draw.choice(FAMILIES)
-    is_worked |= task.small and family is FAMILIES[0]
     woman, man = draw.choice(WOMEN), draw.choice(MEN)  # one of each, so that pronouns are unambiguous
     people = HIS | {"name": man, "friend": woman} if draw.random() < 0.5 else HER | {"name": woman, "friend": man}
     words = {key: draw.choice(choices) for key, choices in family.words.items()} | people
     story = None
     while story is None:
-        story = _story(draw, family, words, equations, task.small)
+        story = _story(draw, family, words, equations)
     sentences = [part.sentence for part in story]
     solution = ONE.sub(r"1 \1", "\n".join(line for part in story for line in part.lines))
     unused = sorted(set(ASIDE) - set(map(int, re.findall("[0-9]+", f"{sentences} {solution}"))))
-    if draw.random() < task.distractors and unused:
+    if draw.random() < distractors and unused:
         aside = {"aside": draw.choice(unused)}
         sentences.insert(draw.randrange(1, len(sentences)), draw.choice(family.asides).format_map(words | aside))
     question, answer = ONE.sub(r"1 \1", " ".join(sentences)), str(story[-1].total)
     trace = f"{solution}\n#### {answer}"
-    result = len(solution) - len(re.search(r"[0-9]+\D*$", solution)[0])  # the last equation also states the answer
+    result = solution.rindex("= ") + len("= ")  # the last equation also states the answer
     spans = ((result, result + len(answer)), (len(solution) + 1, len(trace)))
     return Problem(question, question, answer, trace, spans, demonstration=trace if is_worked else OPEN)
 
 
-def _story(
-    draw: random.Random, family: Family, words: dict[str, str], equations: int, is_small: bool
-) -> list[FilledPart] | None:
+def _story(draw: random.Random, family: Family, words: dict[str, str], equations: int) -> list[FilledPart] | None:
     """Draws a story with `equations` equations, and returns its parts: an opening, events and an ending. Returns None if no
     suitable numbers were found."""
     opening, ending = draw.choice(family.openings), draw.choice(family.endings)
     left = equations - len(opening[1:]) - len(ending[1:])
-    first = _fill(draw, opening, 0, words, is_small) if left >= 1 else None
+    first = _fill(draw, opening, 0, words) if left >= 1 else None
     if first is None:
         return None
     story = [first]
     while left:
         event = draw.choice(family.events)
-        filled = _fill(draw, event, story[-1].total, words, is_small) if len(event[1:]) <= left else None
+        filled = _fill(draw, event, story[-1].total, words) if len(event[1:]) <= left else None
         if filled:
             story.append(filled)
             left -= len(event[1:])
     for _ in range(ENDING_TRIES):
-        filled = _fill(draw, ending, story[-1].total, words, is_small)
+        filled = _fill(draw, ending, story[-1].total, words)
         if filled:
             return [*story, filled]
     return None
 
 
-def _fill(
-    draw: random.Random, part: list[str], total: int, words: dict[str, str], is_small: bool
-) -> FilledPart | None:
+def _fill(draw: random.Random, part: list[str], total: int, words: dict[str, str]) -> FilledPart | None:
     """Draws the numbers for one part of a story, and returns this part with the numbers and words filled in. `total` is the
-    amount before this part. Returns None if the result of an equation is not a whole number from 1 to `MAX_NUMBER`, or, if
-    `is_small`, to `MAX_SMALL`."""
+    amount before this part. Returns None if the result of an equation is not a whole number from 1 to `MAX_NUMBER`."""
     text, *sentences = part
-    ranges, most = (SMALL_RANGES, MAX_SMALL) if is_small else (RANGES, MAX_NUMBER)
     values = {"2": 2, "3": 3, "total": total}
-    values |= {name: draw.randint(*ranges[name]) for name in ranges if f"{{{name}}}" in text}
+    values |= {name: draw.randint(*RANGES[name]) for name in RANGES if f"{{{name}}}" in text}
     total, lines = values.get("start", total), []
     for sentence in sentences:
         left, sign, right = EQUATION.findall(sentence)[0]
         a, b = values[left], values[right]
         total = values["part"] = OPERATIONS[sign](a, b)
-        if not 1 <= total <= most or (sign == "/" and a % b):
+        if not 1 <= total <= MAX_NUMBER or (sign == "/" and a % b):
             return None
-        equation = f"{a} {sign} {b} = {total}"
-        lines.append(equation.replace(" ", "") if is_small else EQUATION.sub(equation, sentence).format(**words))
+        lines.append(EQUATION.sub(f"{a} {sign} {b} = {total}", sentence).format(**words))
     return FilledPart(text.format(**words, **values), lines, total)
