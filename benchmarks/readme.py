@@ -1,13 +1,12 @@
-"""Writes the two tables of README.md, the figure beside them, and the first table of docs/results.md, from results that are
-stored: python benchmarks/readme.py
+"""Writes the two tables of README.md and the figure beside them from results that are stored: python benchmarks/readme.py
 
 The table of hardware comes from results/iteration.json (`benchmarks/iteration.py`), the results and docs/results.svg from
-results/comparison.json (`benchmarks/compare.sh`), and the table of differences from results/tasks (`benchmarks/tasks.sh`)."""
+results/comparison.json (`benchmarks/compare.sh`)."""
 
 import json
 import pathlib
 
-from igpo_jax.compare.page import SIGNIFICANT, accuracy_curves, difference, figure
+from igpo_jax.compare.page import accuracy_curves, figure
 from igpo_jax.plan.text import table
 from igpo_jax.runtime.statistics import percent
 from insert import insert
@@ -42,15 +41,6 @@ CURVES = {
     "grpo_position_first_hot": "GRPO, position_first",
 }
 
-TASKS = ("arithmetic", "countdown")
-BETTER = {
-    ("best", "grpo"): "`best` above GRPO",
-    ("best", "igpo"): "`best` above IGPO as in the paper",
-    ("best", "grpo_position_first_hot"): "`best` above GRPO with `position_first` at temperature 1",
-    ("best", "best_grpo"): "`best` above the same without hints (`best_grpo`)",
-    ("igpo", "grpo"): "IGPO as in the paper above GRPO",
-}
-
 
 def hardware() -> list[str]:
     found, rows = json.loads((RESULTS / "iteration.json").read_text(encoding="utf-8")), []
@@ -72,22 +62,6 @@ def results(found: dict) -> list[str]:
     return table(("accuracy after RL", "equal network evaluations", "equal prompts"), rows)
 
 
-def differences() -> list[str]:
-    """Returns the table of differences between arms on each task. Differences that are decided after the correction are bold."""
-    cells: dict[tuple[str, str], list[str]] = {pair: [] for pair in BETTER}
-    for task in TASKS:
-        claims = json.loads((RESULTS / "tasks" / f"{task}.json").read_text(encoding="utf-8"))["claims"]
-        for claim in claims:
-            pair = claim["better"], claim["against"]
-            if pair in BETTER and claim["measure"] == "all":
-                decided = claim["verdict"] != "undecided"
-                mark, text = "**" * (decided and claim["p_corrected"] <= SIGNIFICANT), difference(claim)
-                weak = ", exploratory" if decided and not mark else "" if decided else ", undecided"
-                cells[pair].append(f"{mark}{text}{mark}{weak}")
-    rows = [[BETTER[pair], *texts] for pair, texts in cells.items()]
-    return table(("difference at equally many network evaluations, in points (95 %)", *TASKS), rows)
-
-
 if __name__ == "__main__":
     found = json.loads((RESULTS / "comparison.json").read_text(encoding="utf-8"))
     curves = {name: found["curves"][arm] for arm, name in CURVES.items()}
@@ -95,4 +69,3 @@ if __name__ == "__main__":
     (ROOT / "docs" / "results.svg").write_text(svg, encoding="utf-8")
     insert("\n".join(hardware()) + "\n", ROOT / "README.md", "hardware")
     insert("\n".join(results(found)) + "\n", ROOT / "README.md", "results")
-    insert("\n".join(differences()) + "\n", ROOT / "docs" / "results.md", "short")

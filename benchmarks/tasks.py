@@ -11,11 +11,12 @@ import numpy as np
 from igpo_jax.compare import page
 from igpo_jax.compare.intervals import mean_with_interval, stage_means
 from igpo_jax.compare.tasks import claims_table, correct_p_values, note
+from igpo_jax.plan.text import table
 from insert import insert
 
 ROOT = pathlib.Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "results.md"
-TASKS = ("arithmetic", "countdown")
+TASKS = ("arithmetic", "countdown", "sudoku")
 BEST = "best"
 TRIES = (("igpo", "igpo_tries"), ("igpo_position_first_hot", "igpo_position_first_hot_tries"))
 
@@ -31,24 +32,23 @@ def differences(found: dict[str, Any], better: str, worse: str) -> np.ndarray:
     return stage_means(np.reshape(pairs, (len(found["seeds"]), found["rl_seeds"], 1)))
 
 
-def claim_cell(claim: dict[str, Any]) -> str:
-    text, verdict = page.difference(claim), page.verdict(claim)
-    return f"**{text}**" if verdict in ("held", "not held") else text
-
-
 def best_table(found: dict[str, dict[str, Any]]) -> list[list[str]]:
     """Returns the table of differences between the arm `BEST` and every other arm. Differences that are decided after the
-    correction of p-values are bold; only those that belong to claims can be."""
-    rows = [[f"{BEST} minus, in points (95 %)", *found]]
-    claims = {name: {claim["against"]: claim for claim in part["claims"] if claim["better"] == BEST} for name, part in found.items()}
+    correction of p-values are bold. Only a difference about which there is a claim can be decided."""
+    rows = [[f"`{BEST}` minus, in points (95 %)", *found]]
     for arm in next(iter(found.values()))["arms"]:
         if arm["arm"] != BEST:
-            cells = [
-                claim_cell(claims[name].get(arm["arm"], {"verdict": "undecided"} | mean_with_interval(differences(part, BEST, arm["arm"]))))
-                for name, part in found.items()
-            ]
+            cells = [best_cell(part, arm["arm"]) for part in found.values()]
             rows.append([f"`{arm['arm']}`: {arm['title']}", *cells])
     return rows
+
+
+def best_cell(found: dict[str, Any], worse: str) -> str:
+    for claim in found["claims"]:
+        if (claim["better"], claim["against"]) == (BEST, worse):
+            text = page.difference(claim)
+            return f"**{text}**" if page.verdict(claim) in ("held", "not held") else text
+    return page.difference(mean_with_interval(differences(found, BEST, worse)))
 
 
 def accuracy_table(found: dict[str, dict[str, Any]]) -> list[list[str]]:
@@ -60,8 +60,8 @@ def accuracy_table(found: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 
 def tries_table(found: dict[str, dict[str, Any]]) -> list[list[str]]:
-    rows = [["task", "arm", "evaluations of second attempts", "share", "least share of any rule", "rescued", "swapped in per group",
-             "accuracy at the end"]]  # fmt: skip
+    rows = [["task", "arm", "evaluations of second attempts", "share", "least share of any rule", "rescued", "swapped in per group"]]
+    rows[0] += ["accuracy at the end"]
     for task, part in found.items():
         arms = {arm["arm"]: arm for arm in part["arms"]}
         bound = json.loads((RESULTS / "tries_bound" / f"{task}.json").read_text(encoding="utf-8"))["least_share"]
@@ -78,7 +78,7 @@ def tries_table(found: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 
 def as_markdown(rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])) + "\n"
+    return "\n".join(table(rows[0], rows[1:])) + "\n"
 
 
 def main():

@@ -138,7 +138,8 @@ def note(found: dict[str, dict[str, Any]]) -> str:
     )
     quick = f"{QUICK} " if any(part["quick"] for part in found.values()) else ""
     return (
-        f"{quick}{sizes}. Percent with 95 % intervals of Student's t over the means of the stages; the pages of the single tasks say how "
-        f"the budgets are chosen. {number} claims are judged on this page, and the p-values are corrected for their number (Holm). A "
-        f"claim whose p-value is above {SIGNIFICANT} is exploratory, even if its own interval decides it."
+        f"{quick}{sizes}. Percent with 95 % intervals of Student's t over the means of the stages. Accuracies of a task are compared "
+        "at the budget that its cheapest arm spends in all, and the two arms of a claim at the largest number of network "
+        f"evaluations that both reach. {number} claims are judged on this page, and the p-values are corrected for their number "
+        f"(Holm). A claim whose p-value is above {SIGNIFICANT} is exploratory, even if its own interval decides it."
     )
